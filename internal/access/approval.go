@@ -1,0 +1,81 @@
+package access
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"time"
+)
+
+// An ApprovalState is where a held request stands.
+type ApprovalState string
+
+// pending → granted | refused | expired | abandoned; granted → consumed |
+// expired | abandoned.
+const (
+	Pending   ApprovalState = "pending"
+	Granted   ApprovalState = "granted"
+	Refused   ApprovalState = "refused"
+	Expired   ApprovalState = "expired"
+	Abandoned ApprovalState = "abandoned"
+	Consumed  ApprovalState = "consumed"
+)
+
+// An Ask is what a protocol puts before the reviewers. Its digest (AskDigest)
+// is what a grant is bound to.
+type Ask struct {
+	Request  Request  `json:"request"`
+	Decision Decision `json:"decision"`
+	// Settings are the session settings that change what the action means
+	// (search_path, role, …), and anything else the protocol binds.
+	Settings map[string]string `json:"settings,omitempty"`
+	// Leased asks die with their client: nobody is left to run them. An HTTP
+	// 202 leaves its ask behind on purpose.
+	Leased bool `json:"leased"`
+}
+
+// An Approval is an Ask and what became of it.
+type Approval struct {
+	ID      string        `json:"id"` // the request id of the ask
+	Digest  string        `json:"digest"`
+	State   ApprovalState `json:"state"`
+	Ask     Ask           `json:"ask"`
+	Opened  time.Time     `json:"opened"`
+	Expires time.Time     `json:"expires"`
+	Answers []Answer      `json:"answers,omitempty"`
+}
+
+// An Answer is one reviewer's word.
+type Answer struct {
+	Reviewer Principal `json:"reviewer"`
+	Grant    bool      `json:"grant"`
+	Comment  string    `json:"comment,omitempty"`
+	Time     time.Time `json:"time"`
+}
+
+// AskDigest binds a grant to exactly one thing: the principal with its chain,
+// the resource, the action as it would be forwarded with its bound values, the
+// settings and the hash of the rule that decided. Request id, session, time and
+// token are left out, so that the same request repeated has the same digest.
+func AskDigest(a Ask) string {
+	p := a.Request.Principal
+	p.Token = TokenRef{}
+	action := a.Request.Action
+	if action.HTTP != nil {
+		call := *action.HTTP
+		call.Body = nil // BodyDigest stands for it
+		action.HTTP = &call
+	}
+	b, err := json.Marshal(struct {
+		Principal Principal
+		Resource  Resource
+		Action    Action
+		Settings  map[string]string
+		Rules     []RuleRef
+	}{p, a.Request.Resource, action, a.Settings, a.Decision.Rules})
+	if err != nil { // only strings, numbers and maps of strings
+		panic("access: ask digest: " + err.Error())
+	}
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
