@@ -1,0 +1,119 @@
+// Package catalog holds what the gateway knows of a database's names: an
+// immutable Snapshot of relations, columns, types, routines, operators and
+// lineage as one role sees them, loaded over a side connection. It decides
+// nothing about statements and never reads table data.
+package catalog
+
+// Contents is everything in a Snapshot. It is plain data, so that a test can
+// write one by hand.
+type Contents struct {
+	ServerVersion int        `json:"server_version"` // server_version_num, for example 180004
+	Database      string     `json:"database"`
+	User          string     `json:"user"`        // current_user
+	SearchPath    []string   `json:"search_path"` // as current_schemas(true): pg_catalog is in it where it is searched
+	Relations     []Relation `json:"relations"`
+	Types         []Type     `json:"types,omitempty"`     // outside pg_catalog
+	Routines      []Routine  `json:"routines,omitempty"`  // outside pg_catalog
+	Operators     []Operator `json:"operators,omitempty"` // outside pg_catalog
+	Casts         []Cast     `json:"casts,omitempty"`     // that run a function outside pg_catalog
+}
+
+// A RelationKind is pg_class.relkind.
+type RelationKind string
+
+// The kinds of relation.
+const (
+	Table            RelationKind = "r"
+	PartitionedTable RelationKind = "p"
+	View             RelationKind = "v"
+	MaterializedView RelationKind = "m"
+	ForeignTable     RelationKind = "f"
+	Sequence         RelationKind = "S"
+	CompositeType    RelationKind = "c"
+)
+
+// A Relation is one row of pg_class.
+type Relation struct {
+	OID         uint32       `json:"oid"`
+	Schema      string       `json:"schema"`
+	Name        string       `json:"name"`
+	Kind        RelationKind `json:"kind"`
+	Columns     []Column     `json:"columns"`               // live ones, in attribute order
+	Parents     []uint32     `json:"parents,omitempty"`     // pg_inherits: tables whose reads include this one
+	Constraints []Constraint `json:"constraints,omitempty"` // keys, exclusions and references
+	Definition  string       `json:"definition,omitempty"`  // of a view or matview, every name qualified; "" when unknown
+	Sources     []uint32     `json:"sources,omitempty"`     // relations that a view or matview depends on (pg_depend)
+	HasRules    bool         `json:"has_rules,omitempty"`   // rewrite rules besides a view's own
+	Triggers    []Trigger    `json:"triggers,omitempty"`    // not internal ones
+}
+
+// A Column is one live row of pg_attribute with a positive number.
+type Column struct {
+	Number     int16    `json:"number"`
+	Name       string   `json:"name"`
+	TypeOID    uint32   `json:"type_oid"`
+	Type       string   `json:"type"` // format_type(atttypid, atttypmod) with pg_catalog alone on the path
+	Typmod     int32    `json:"typmod"`
+	TypeSchema string   `json:"type_schema"`
+	TypeKind   string   `json:"type_kind"`           // pg_type.typtype: b, c, d, e, p, r, m
+	Collation  string   `json:"collation,omitempty"` // schema.name quoted, when it is not the type's default
+	NotNull    bool     `json:"not_null,omitempty"`
+	Generated  bool     `json:"generated,omitempty"`
+	From       []string `json:"from,omitempty"` // columns of the same relation that a generated column is computed from
+	CanSelect  bool     `json:"can_select"`     // has_column_privilege(…, 'SELECT')
+}
+
+// A Constraint is a primary key, unique or exclusion constraint (or unique
+// index), or a reference.
+type Constraint struct {
+	Kind       string   `json:"kind"` // pg_constraint.contype: p, u, x, f
+	Columns    []string `json:"columns"`
+	References uint32   `json:"references,omitempty"` // the other relation, for f
+	Referenced []string `json:"referenced,omitempty"` // its columns
+	OnDelete   string   `json:"on_delete,omitempty"`  // confdeltype: a, r, c, n, d
+	OnUpdate   string   `json:"on_update,omitempty"`
+	Expression bool     `json:"expression,omitempty"` // a unique index over expressions or with a predicate
+}
+
+// A Trigger is a user's trigger.
+type Trigger struct {
+	Name            string `json:"name"`
+	SecurityDefiner bool   `json:"security_definer,omitempty"` // its function runs as its owner
+}
+
+// A Type is a type outside pg_catalog. Row types of relations are not listed.
+type Type struct {
+	Schema    string `json:"schema"`
+	Name      string `json:"name"`
+	Kind      string `json:"kind"` // pg_type.typtype
+	Extension string `json:"extension,omitempty"`
+}
+
+// A Routine is a function, aggregate, window function or procedure outside
+// pg_catalog.
+type Routine struct {
+	Schema    string `json:"schema"`
+	Name      string `json:"name"`
+	Extension string `json:"extension,omitempty"`
+	// OwnTypes: every signature has an argument of a type outside pg_catalog,
+	// so that it is never chosen for built-in types alone.
+	OwnTypes bool `json:"own_types,omitempty"`
+}
+
+// An Operator is an operator outside pg_catalog; the fields mean the same as a
+// Routine's.
+type Operator struct {
+	Schema    string `json:"schema"`
+	Name      string `json:"name"`
+	Extension string `json:"extension,omitempty"`
+	OwnTypes  bool   `json:"own_types,omitempty"`
+}
+
+// A Cast runs a function outside pg_catalog.
+type Cast struct {
+	Source    string `json:"source"` // format_type
+	Target    string `json:"target"`
+	Implicit  bool   `json:"implicit,omitempty"` // castcontext is not explicit
+	OwnTypes  bool   `json:"own_types,omitempty"`
+	Extension string `json:"extension,omitempty"`
+}
