@@ -37,8 +37,9 @@ const (
 	dexSecret   = "agent-client-secret"
 )
 
-// A Dex is a running OpenID Connect provider. It knows two clients: chaperone,
-// the audience of the gateway, and agent, which may ask for that audience.
+// A Dex is a running OpenID Connect provider. It knows three clients: chaperone,
+// the audience of the gateway, and two that may ask for that audience: agent,
+// for subagents, and console, for people.
 type Dex struct {
 	Issuer string // also where discovery begins
 	Addr   string
@@ -104,9 +105,10 @@ func (d *Dex) config(dir string, config DexConfig) (file string, err error) {
 		"enablePasswordDB": true,
 		"staticPasswords":  people,
 		"staticClients": []map[string]any{
-			{"id": "chaperone", "name": "chaperone", "secret": dexSecret, "trustedPeers": []string{"agent"},
+			{"id": "chaperone", "name": "chaperone", "secret": dexSecret, "trustedPeers": []string{"agent", "console"},
 				"redirectURIs": []string{"http://127.0.0.1/callback"}},
 			{"id": "agent", "name": "agent", "secret": dexSecret, "redirectURIs": []string{"http://127.0.0.1/callback"}},
+			{"id": "console", "name": "console", "secret": dexSecret, "redirectURIs": []string{"http://127.0.0.1/callback"}},
 		},
 	})
 	if err != nil {
@@ -135,21 +137,29 @@ func (d *Dex) discovery(ctx context.Context) error {
 // Token gets a token for a person through the client agent, as a subagent does:
 // aud is chaperone, azp is agent.
 func (d *Dex) Token(ctx context.Context, email string) (string, error) {
-	return d.token(ctx, email, "openid email profile groups audience:server:client_id:chaperone")
+	return d.token(ctx, "agent", email, forChaperone)
 }
 
 // TokenForAgent gets a token whose audience is the client agent, not chaperone.
 func (d *Dex) TokenForAgent(ctx context.Context, email string) (string, error) {
-	return d.token(ctx, email, "openid email profile groups")
+	return d.token(ctx, "agent", email, "openid email profile groups")
 }
 
-func (d *Dex) token(ctx context.Context, email, scope string) (string, error) {
+// TokenForPerson gets a token that a person logged in for: aud is chaperone,
+// azp is console.
+func (d *Dex) TokenForPerson(ctx context.Context, email string) (string, error) {
+	return d.token(ctx, "console", email, forChaperone)
+}
+
+const forChaperone = "openid email profile groups audience:server:client_id:chaperone"
+
+func (d *Dex) token(ctx context.Context, client, email, scope string) (string, error) {
 	form := url.Values{"grant_type": {"password"}, "username": {email}, "password": {DexPassword}, "scope": {scope}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, d.Issuer+"/token", strings.NewReader(form.Encode()))
 	if err != nil {
 		return "", err
 	}
-	req.SetBasicAuth("agent", dexSecret)
+	req.SetBasicAuth(client, dexSecret)
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {

@@ -126,6 +126,10 @@ func Decode(file string, data []byte, into any) (*Document, Faults) {
 	if err := reader.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		d.fault(nil, "", "holds more than one document; split it into files")
 	}
+	if len(root.Content) == 0 {
+		d.fault(nil, "", "is empty")
+		return d.doc, d.faults
+	}
 	d.value(root.Content[0], "", reflect.ValueOf(into).Elem())
 	return d.doc, d.faults
 }
@@ -261,7 +265,9 @@ func (d *decoder) scalar(n *yaml.Node, path string, v reflect.Value) {
 		d.fault(n, path, "must be a string, not %s; put it in quotes", describe(n))
 		return
 	}
-	if err := n.Decode(v.Addr().Interface()); err != nil {
+	// yaml itself would quietly cut 1.5 to 1 for an integer.
+	whole := !v.CanInt() && !v.CanUint() || n.Tag == "!!int"
+	if err := n.Decode(v.Addr().Interface()); err != nil || !whole {
 		d.fault(n, path, "must be %s, not %s", kindName(v), describe(n))
 	}
 }

@@ -1,0 +1,123 @@
+package access
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestSecretNeverPrints(t *testing.T) {
+	t.Parallel()
+	type hidden struct{ inner Secret }
+	s := NewSecret("hunter2")
+	var log bytes.Buffer
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "secret", s, "hidden", hidden{s})
+	encoded, err := json.Marshal(map[string]any{"s": s, "p": &s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := fmt.Sprintf("%v %+v %#v %s %q %x", s, s, s, s, s, s) + fmt.Sprintf("%v %+v %#v", hidden{s}, hidden{s}, &hidden{s}) +
+		fmt.Sprint(&s, []Secret{s}, map[string]Secret{"k": s}) + fmt.Errorf("failed: %v", s).Error() + log.String() + string(encoded)
+	for _, form := range []string{"hunter2", fmt.Sprintf("%x", "hunter2")} {
+		if strings.Contains(all, form) {
+			t.Errorf("the secret prints as %s in %s", form, all)
+		}
+	}
+	if s.Reveal() != "hunter2" || s.Empty() || !(Secret{}).Empty() || (Secret{}).Reveal() != "" {
+		t.Error("Reveal or Empty is wrong")
+	}
+}
+
+func TestZeroEffectDenies(t *testing.T) {
+	t.Parallel()
+	var zero Effect
+	if zero != Deny || Effect(200).String() != "deny" {
+		t.Error("an unset or unknown effect must deny")
+	}
+	var e Effect
+	if err := e.UnmarshalText([]byte("Allow")); err == nil {
+		t.Error("an unknown name was accepted")
+	}
+}
+
+func TestPrincipalKeyCannotBeForgedByClaims(t *testing.T) {
+	t.Parallel()
+	a := Principal{Issuer: "dex", Subject: "a", User: "b"}
+	b := Principal{Issuer: "dex", Subject: "a1:b", User: ""}
+	c := Principal{Issuer: "dex", Subject: "a", User: "b", Token: TokenRef{ID: "other"}}
+	if a.Key() == b.Key() || a.Key() != c.Key() {
+		t.Error("keys must differ by claim and not by token")
+	}
+}
+
+func TestAskDigestBindsWhatRuns(t *testing.T) {
+	t.Parallel()
+	base := func() Ask {
+		return Ask{
+			Request: Request{ID: "req_1", Session: "ses_1", Time: time.Unix(1, 0),
+				Principal: Principal{Issuer: "dex", Subject: "a", Groups: []string{"g"}, Token: TokenRef{ID: "t1"}},
+				Resource:  Resource{Name: "orders", Kind: Postgres},
+				Action:    Action{SQL: &SQL{Text: "update t set a = $1", Parameters: []BoundParameter{{Type: 23, Value: "1"}}}}},
+			Decision: Decision{Rules: []RuleRef{{Policy: "p", Rule: "r", Hash: "h"}}, Revision: "rev_1"},
+			Settings: map[string]string{"search_path": "public"},
+		}
+	}
+	want := AskDigest(base())
+	for name, c := range map[string]struct {
+		change func(*Ask)
+		same   bool
+	}{
+		"another request id": {func(a *Ask) { a.Request.ID = "req_2" }, true},
+		"another session":    {func(a *Ask) { a.Request.Session = "ses_2" }, true},
+		"another time":       {func(a *Ask) { a.Request.Time = time.Unix(2, 0) }, true},
+		"another token":      {func(a *Ask) { a.Request.Principal.Token.ID = "t2" }, true},
+		"another revision":   {func(a *Ask) { a.Decision.Revision = "rev_2" }, true},
+		"another text":       {func(a *Ask) { a.Request.Action.SQL.Text = "update t set a = $1 " }, false},
+		"another forward":    {func(a *Ask) { a.Request.Action.SQL.Forward = "x" }, false},
+		"another value":      {func(a *Ask) { a.Request.Action.SQL.Parameters[0].Value = "2" }, false},
+		"another type":       {func(a *Ask) { a.Request.Action.SQL.Parameters[0].Type = 20 }, false},
+		"another setting":    {func(a *Ask) { a.Settings["search_path"] = "evil" }, false},
+		"another resource":   {func(a *Ask) { a.Request.Resource.Name = "other" }, false},
+		"another subject":    {func(a *Ask) { a.Request.Principal.Subject = "b" }, false},
+		"another chain":      {func(a *Ask) { a.Request.Principal.Chain = []Hop{{Subject: "x"}} }, false},
+		"another rule text":  {func(a *Ask) { a.Decision.Rules[0].Hash = "h2" }, false},
+		"another http body": {func(a *Ask) {
+			a.Request.Action = Action{HTTP: &HTTPCall{BodyDigest: "sha256:1"}}
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ask := base()
+			c.change(&ask)
+			if got := AskDigest(ask) == want; got != c.same {
+				t.Errorf("same digest: %v, want %v", got, c.same)
+			}
+		})
+	}
+}
+
+func TestDenialRendersOneSchema(t *testing.T) {
+	t.Parallel()
+	d := DenialOf(Request{ID: "req_1", Resource: Resource{Name: "orders"}},
+		Decision{Rules: []RuleRef{{Policy: "p", Rule: "no-ddl"}}, Reason: DeniedByRule, Message: "schema changes are not allowed", Hint: "ask", Revision: "rev_1"})
+	var problem map[string]any
+	if err := json.Unmarshal(d.Problem(d.Status()), &problem); err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]any{"type": "urn:chaperone:denial:denied-by-rule", "title": "Forbidden", "status": 403.0,
+		"request_id": "req_1", "reason": "denied-by-rule", "rule": "p/no-ddl", "requestable": false, "hint": "ask",
+		"detail": "schema changes are not allowed", "resource": "orders", "revision": "rev_1"} {
+		if problem[key] != want {
+			t.Errorf("%s is %v, want %v", key, problem[key], want)
+		}
+	}
+	for _, part := range []string{"rule p/no-ddl", "reason denied-by-rule", "requestable no", "request req_1"} {
+		if !strings.Contains(d.Detail(), part) || !strings.Contains(d.Text(), part) {
+			t.Errorf("%q lacks %q", d.Text(), part)
+		}
+	}
+}

@@ -1,0 +1,221 @@
+// Package config reads the one configuration file (DESIGN section 12): strict
+// YAML, every fault reported at once with its place, secrets only by reference.
+// It refuses whatever it does not know. What it returns is complete: defaults
+// filled in, relative paths made absolute, secrets and certificates read.
+package config
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/strictyaml"
+)
+
+// A Config is one whole, valid configuration.
+type Config struct {
+	Listen    Listen     `yaml:"listen" doc:"where Envoy listens"`
+	Identity  Identity   `yaml:"identity" doc:"who may vouch for callers"`
+	Resources []Resource `yaml:"resources" doc:"the targets"`
+	Policies  string     `yaml:"policies" doc:"folder of policy files, one policy a file"`
+	People    People     `yaml:"people" doc:"which groups of people may do what on the gateway itself"`
+	Approvals Approvals  `yaml:"approvals" doc:"how long clients wait, and who is told"`
+	Store     Store      `yaml:"store" doc:"where approvals, sessions and revocations live"`
+	Recording Recording  `yaml:"recording" doc:"where recordings are written"`
+	Telemetry Telemetry  `yaml:"telemetry" doc:"traces and metrics"`
+	Sockets   string     `yaml:"sockets" doc:"folder of the unix sockets between Envoy and chaperone; default run"`
+
+	// Dir is the folder of the file; Digest identifies its text.
+	Dir    string `yaml:"-"`
+	Digest string `yaml:"-"`
+}
+
+// Listen says where clients reach Envoy.
+type Listen struct {
+	HTTPS    string `yaml:"https" doc:"host:port of the HTTPS listener"`
+	Postgres string `yaml:"postgres" doc:"host:port of the PostgreSQL listener; empty for none"`
+	TLS      TLS    `yaml:"tls" doc:"the gateway's certificate"`
+}
+
+// TLS is a certificate with its key.
+type TLS struct {
+	Cert SecretRef `yaml:"cert" doc:"certificate chain, PEM"`
+	Key  SecretRef `yaml:"key" doc:"private key, PEM"`
+}
+
+// Identity lists the issuers whose tokens are accepted.
+type Identity struct {
+	Skew    *time.Duration `yaml:"skew" doc:"clock difference allowed, 60s at most; default 30s"`
+	KeyAge  time.Duration  `yaml:"key_age" doc:"how long known keys serve while a provider is down; default 1h"`
+	Issuers []Issuer       `yaml:"issuers" doc:"the providers"`
+}
+
+// An Issuer is one provider of identity tokens.
+type Issuer struct {
+	Name   string         `yaml:"name" doc:"how decisions and recordings name it"`
+	OIDC   *OIDC          `yaml:"oidc" doc:"an OpenID Connect provider"`
+	Claims Claims         `yaml:"claims" doc:"which claim means what"`
+	Skew   *time.Duration `yaml:"skew" doc:"overrides identity.skew"`
+}
+
+// OIDC pins one OpenID Connect provider.
+type OIDC struct {
+	Issuer     string    `yaml:"issuer" doc:"exact iss, and where discovery begins"`
+	JWKS       string    `yaml:"jwks" doc:"where the keys are, when discovery is not to be used"`
+	Audiences  []string  `yaml:"audiences" doc:"one of these must be in aud"`
+	Algorithms []string  `yaml:"algorithms" doc:"signature algorithms accepted; default RS256 and ES256"`
+	CA         SecretRef `yaml:"ca" doc:"certificates that the provider's TLS must lead to; default the system's"`
+}
+
+// Claims names the claims that fill a principal.
+type Claims struct {
+	User     string `yaml:"user" doc:"the person acted for; default email"`
+	Subagent string `yaml:"subagent" doc:"the program; default azp"`
+	Instance string `yaml:"instance" doc:"the running copy of the program"`
+	Workflow string `yaml:"workflow" doc:"the workflow"`
+	Job      string `yaml:"job" doc:"the job in it"`
+	Groups   string `yaml:"groups" doc:"group names; default groups"`
+}
+
+// A Resource is one target.
+type Resource struct {
+	Name     string            `yaml:"name" doc:"how clients and policies name it"`
+	Kind     access.Kind       `yaml:"kind" doc:"postgres or http"`
+	Address  string            `yaml:"address" doc:"host:port, or a URL for http"`
+	Labels   map[string]string `yaml:"labels" doc:"what policies may ask about it"`
+	Postgres *Postgres         `yaml:"postgres" doc:"settings of a PostgreSQL target"`
+	HTTP     *HTTP             `yaml:"http" doc:"settings of an HTTP target"`
+}
+
+// Access is the resource in the words of decisions.
+func (r Resource) Access() access.Resource {
+	return access.Resource{Name: r.Name, Kind: r.Kind, Labels: r.Labels}
+}
+
+// Postgres is how a PostgreSQL target is reached.
+type Postgres struct {
+	Database   string             `yaml:"database" doc:"database at the target; default the resource's name"`
+	TLS        TargetTLS          `yaml:"tls" doc:"TLS to the target"`
+	Credential PostgresCredential `yaml:"credential" doc:"the role that is injected"`
+	Unwalled   bool               `yaml:"unwalled" doc:"accept a role that may read masked columns"`
+	Functions  []string           `yaml:"functions" doc:"functions of this database, schema.name, known to change nothing"`
+}
+
+// TargetTLS says how the target proves itself.
+type TargetTLS struct {
+	Mode string    `yaml:"mode" doc:"verify-full (default), or disable, for loopback only"`
+	CA   SecretRef `yaml:"ca" doc:"certificates that the target's TLS must lead to; default the system's"`
+}
+
+// PostgresCredential is the role that the gateway logs in with.
+type PostgresCredential struct {
+	User     string    `yaml:"user" doc:"role name"`
+	Password SecretRef `yaml:"password" doc:"its password"`
+}
+
+// HTTP is how an HTTP target is reached.
+type HTTP struct {
+	CA         SecretRef      `yaml:"ca" doc:"certificates that the target's TLS must lead to; default the system's"`
+	Credential HTTPCredential `yaml:"credential" doc:"the credential that is injected"`
+}
+
+// HTTPCredential is one header with a secret value.
+type HTTPCredential struct {
+	Header string    `yaml:"header" doc:"header name"`
+	Value  SecretRef `yaml:"value" doc:"header value, whole: for a bearer token with the word Bearer"`
+}
+
+// People maps groups to roles on the gateway itself. A role needs a token that
+// a person got for themselves, through one of Clients: a subagent's token
+// carries its user's groups, and must not carry the user's power to review.
+type People struct {
+	Clients  []string `yaml:"clients" doc:"values of the subagent claim (azp) that stand for people at a keyboard"`
+	Reviewer []string `yaml:"reviewer" doc:"may answer approvals (a rule's own groups decide which)"`
+	Operator []string `yaml:"operator" doc:"may end sessions and see revisions"`
+	Auditor  []string `yaml:"auditor" doc:"may read recordings"`
+	Viewer   []string `yaml:"viewer" doc:"may list sessions and approvals"`
+}
+
+// Approvals bounds waiting and names listeners.
+type Approvals struct {
+	Wait     time.Duration `yaml:"wait" doc:"how long a held client waits; default 5m"`
+	Webhooks []Webhook     `yaml:"webhooks" doc:"told of every step of every approval"`
+}
+
+// A Webhook is one listener.
+type Webhook struct {
+	URL    string    `yaml:"url" doc:"where to POST"`
+	Secret SecretRef `yaml:"secret" doc:"key of the signature"`
+}
+
+// Store says where shared state lives. Exactly one is set.
+type Store struct {
+	Embedded *Embedded `yaml:"embedded" doc:"a file, for one replica"`
+	Redis    *Redis    `yaml:"redis" doc:"a Redis, for many"`
+	Key      string    `yaml:"key" doc:"file with the key that authenticates entries, made on first start; share it among replicas; default store.key beside the embedded store, or in the sockets' parent"`
+}
+
+// Embedded is the store in one file.
+type Embedded struct {
+	Dir string `yaml:"dir" doc:"its folder"`
+}
+
+// Redis is the store in a Redis.
+type Redis struct {
+	URL SecretRef `yaml:"url" doc:"redis://user:password@host:port/database"`
+}
+
+// Recording says where evidence is written and how long it is kept.
+type Recording struct {
+	Dir       string        `yaml:"dir" doc:"its folder; default data/recordings"`
+	Retention time.Duration `yaml:"retention" doc:"how long content is kept, for example 90d; default for ever"`
+}
+
+// Telemetry says where traces go and metrics are served.
+type Telemetry struct {
+	OTLP    OTLP   `yaml:"otlp" doc:"where traces are sent"`
+	Metrics string `yaml:"metrics" doc:"host:port of the Prometheus endpoint; empty for none"`
+	Log     string `yaml:"log" doc:"debug, info (default), warn or error"`
+}
+
+// OTLP is a trace collector that speaks gRPC.
+type OTLP struct {
+	Endpoint string `yaml:"endpoint" doc:"host:port; empty for none"`
+	Insecure bool   `yaml:"insecure" doc:"no TLS, for a collector on loopback"`
+}
+
+// Load reads, validates and completes the file at path. The error is
+// strictyaml.Faults when the file could be read: every fault at once.
+func Load(path string) (*Config, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	c := &Config{}
+	doc, faults := strictyaml.Decode(path, data, c)
+	sum := sha256.Sum256(data)
+	c.Dir, c.Digest = filepath.Dir(path), hex.EncodeToString(sum[:])
+	if len(faults) == 0 {
+		// Judging half a document would report faults that are only consequences.
+		v := &validation{config: c, doc: doc}
+		v.all()
+		faults = v.faults
+	}
+	if err := faults.Err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Schema is a JSON Schema of the file for editors.
+func Schema() []byte {
+	return strictyaml.JSONSchema("chaperone configuration", Config{})
+}

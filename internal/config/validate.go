@@ -1,0 +1,374 @@
+package config
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/strictyaml"
+)
+
+var (
+	resourceName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	headerName   = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
+	labelKey     = regexp.MustCompile(`^[a-z][a-z0-9_]{0,62}$`)
+)
+
+// maxSocketPath is what fits in a sockaddr_un, less the longest socket name.
+const maxSocketPath = 107 - len("/services.sock")
+
+type validation struct {
+	config *Config
+	doc    *strictyaml.Document
+	faults strictyaml.Faults
+}
+
+func (v *validation) fault(path, format string, args ...any) {
+	v.faults = append(v.faults, v.doc.Fault(path, format, args...))
+}
+
+func (v *validation) all() {
+	c := v.config
+	v.listen(&c.Listen)
+	v.identity(&c.Identity)
+	v.resources(c.Resources)
+	if c.Policies == "" {
+		v.fault("policies", "is needed: the folder of policy files")
+	}
+	v.people(&c.People)
+	v.approvals(&c.Approvals)
+	v.store(&c.Store)
+	v.rest()
+}
+
+// path makes a relative path absolute.
+func (v *validation) path(p *string) {
+	if *p != "" && !filepath.IsAbs(*p) {
+		*p = filepath.Join(v.config.Dir, *p)
+	}
+}
+
+// secret reads a reference; a missing one is a fault only when it is needed.
+func (v *validation) secret(path string, r *SecretRef, needed bool) {
+	if !r.Set() {
+		if needed {
+			v.fault(path, "is needed: {file: path} or {env: NAME}")
+		}
+		return
+	}
+	if err := r.read(v.config.Dir); err != nil {
+		v.fault(path, "cannot be read: %s", err)
+	}
+}
+
+func (v *validation) certificates(path string, r *SecretRef) {
+	v.secret(path, r, false)
+	if !r.Secret().Empty() && !x509.NewCertPool().AppendCertsFromPEM(r.Bytes()) {
+		v.fault(path, "holds no certificate in PEM form")
+	}
+}
+
+func (v *validation) address(path, addr string) (host string) {
+	host, port, err := net.SplitHostPort(addr)
+	if n, convErr := strconv.Atoi(port); err != nil || convErr != nil || n < 1 || n > 65535 {
+		v.fault(path, "must be host:port with a port from 1 to 65535")
+	}
+	return host
+}
+
+func (v *validation) listenAddress(path, addr string) {
+	host := v.address(path, addr)
+	if net.ParseIP(host) == nil {
+		v.fault(path, "must begin with an IP address to listen on, for example 0.0.0.0:8443")
+	}
+}
+
+func (v *validation) listen(l *Listen) {
+	if l.HTTPS == "" {
+		v.fault("listen.https", "is needed: host:port")
+	} else {
+		v.listenAddress("listen.https", l.HTTPS)
+	}
+	if l.Postgres != "" {
+		v.listenAddress("listen.postgres", l.Postgres)
+	}
+	v.secret("listen.tls.cert", &l.TLS.Cert, true)
+	v.secret("listen.tls.key", &l.TLS.Key, true)
+	if !l.TLS.Cert.Secret().Empty() && !l.TLS.Key.Secret().Empty() {
+		if _, err := tls.X509KeyPair(l.TLS.Cert.Bytes(), l.TLS.Key.Bytes()); err != nil {
+			v.fault("listen.tls", "certificate and key do not make a pair: %s", err)
+		}
+	}
+}
+
+func (v *validation) identity(id *Identity) {
+	if id.Skew == nil {
+		skew := 30 * time.Second
+		id.Skew = &skew
+	}
+	v.skew("identity.skew", *id.Skew)
+	if id.KeyAge == 0 {
+		id.KeyAge = time.Hour
+	}
+	if id.KeyAge > 24*time.Hour {
+		v.fault("identity.key_age", "is %s; 24h at most", id.KeyAge)
+	}
+	if len(id.Issuers) == 0 {
+		v.fault("identity.issuers", "at least one issuer is needed")
+	}
+	names, urls := map[string]bool{}, map[string]bool{}
+	for i := range id.Issuers {
+		issuer, path := &id.Issuers[i], fmt.Sprintf("identity.issuers[%d]", i)
+		if !resourceName.MatchString(issuer.Name) {
+			v.fault(path+".name", "must be lower-case letters, digits and dashes")
+		}
+		if names[issuer.Name] {
+			v.fault(path+".name", "is used twice")
+		}
+		names[issuer.Name] = true
+		if issuer.Skew == nil {
+			issuer.Skew = id.Skew
+		}
+		v.skew(path+".skew", *issuer.Skew)
+		v.claims(&issuer.Claims)
+		if issuer.OIDC == nil {
+			v.fault(path+".oidc", "is needed")
+			continue
+		}
+		if urls[issuer.OIDC.Issuer] {
+			v.fault(path+".oidc.issuer", "is used twice")
+		}
+		urls[issuer.OIDC.Issuer] = true
+		v.oidc(path+".oidc", issuer.OIDC)
+	}
+}
+
+func (v *validation) skew(path string, skew time.Duration) {
+	if skew > time.Minute {
+		v.fault(path, "is %s; 60s at most", skew)
+	}
+}
+
+func (v *validation) claims(c *Claims) {
+	for field, name := range map[*string]string{&c.User: "email", &c.Subagent: "azp", &c.Groups: "groups"} {
+		if *field == "" {
+			*field = name
+		}
+	}
+}
+
+func (v *validation) oidc(path string, o *OIDC) {
+	v.secureURL(path+".issuer", o.Issuer)
+	if o.JWKS != "" {
+		v.secureURL(path+".jwks", o.JWKS)
+	}
+	if len(o.Audiences) == 0 || slices.Contains(o.Audiences, "") {
+		v.fault(path+".audiences", "at least one audience is needed, and none may be empty")
+	}
+	if len(o.Algorithms) == 0 {
+		o.Algorithms = []string{"RS256", "ES256"}
+	}
+	known := []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+	for i, alg := range o.Algorithms {
+		if !slices.Contains(known, alg) {
+			v.fault(fmt.Sprintf("%s.algorithms[%d]", path, i), "must be one of %s", strings.Join(known, ", "))
+		}
+	}
+	v.certificates(path+".ca", &o.CA)
+}
+
+// secureURL demands https, except to loopback.
+func (v *validation) secureURL(path, raw string) *url.URL {
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil || u.Host == "" || u.User != nil || u.Fragment != "":
+		v.fault(path, "must be a URL such as https://host/path, without a user or a fragment")
+	case u.Scheme != "https" && (u.Scheme != "http" || !isLoopback(u.Hostname())):
+		v.fault(path, "must be https (http is for loopback only)")
+	default:
+		return u
+	}
+	return nil
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+func (v *validation) resources(rs []Resource) {
+	names := map[string]bool{}
+	for i := range rs {
+		r, path := &rs[i], fmt.Sprintf("resources[%d]", i)
+		if !resourceName.MatchString(r.Name) {
+			v.fault(path+".name", "must be 1 to 63 lower-case letters, digits and dashes")
+		}
+		if names[r.Name] {
+			v.fault(path+".name", "is used twice")
+		}
+		names[r.Name] = true
+		for key := range r.Labels {
+			if !labelKey.MatchString(key) {
+				v.fault(path+".labels", "label names are lower-case letters, digits and underscores")
+			}
+		}
+		switch r.Kind {
+		case access.Postgres:
+			v.postgres(path, r)
+		case access.HTTP:
+			v.http(path, r)
+		default:
+			v.fault(path+".kind", "must be postgres or http")
+		}
+	}
+}
+
+func (v *validation) postgres(path string, r *Resource) {
+	host := v.address(path+".address", r.Address)
+	if r.HTTP != nil {
+		v.fault(path+".http", "does not belong to a postgres resource")
+	}
+	if r.Postgres == nil {
+		v.fault(path+".postgres", "is needed")
+		return
+	}
+	p := r.Postgres
+	path += ".postgres"
+	if p.Database == "" {
+		p.Database = r.Name
+	}
+	switch p.TLS.Mode {
+	case "":
+		p.TLS.Mode = "verify-full"
+	case "verify-full":
+	case "disable":
+		if !isLoopback(host) {
+			v.fault(path+".tls.mode", "disable is for targets on loopback only; use verify-full")
+		}
+	default:
+		v.fault(path+".tls.mode", "must be verify-full or disable")
+	}
+	v.certificates(path+".tls.ca", &p.TLS.CA)
+	if p.Credential.User == "" {
+		v.fault(path+".credential.user", "is needed: the role that is injected")
+	}
+	v.secret(path+".credential.password", &p.Credential.Password, true)
+	for i, f := range p.Functions {
+		if schema, name, ok := strings.Cut(f, "."); !ok || schema == "" || name == "" {
+			v.fault(fmt.Sprintf("%s.functions[%d]", path, i), "must be schema.name")
+		}
+	}
+}
+
+func (v *validation) http(path string, r *Resource) {
+	if u := v.secureURL(path+".address", r.Address); u != nil && (u.Path != "" && u.Path != "/" || u.RawQuery != "") {
+		v.fault(path+".address", "must not have a path or a query")
+	}
+	if r.Postgres != nil {
+		v.fault(path+".postgres", "does not belong to an http resource")
+	}
+	if r.HTTP == nil {
+		r.HTTP = &HTTP{}
+	}
+	path += ".http"
+	v.certificates(path+".ca", &r.HTTP.CA)
+	cred := &r.HTTP.Credential
+	v.secret(path+".credential.value", &cred.Value, cred.Header != "")
+	if strings.ContainsAny(cred.Value.Secret().Reveal(), "\r\n\x00") {
+		v.fault(path+".credential.value", "holds a line break, which no header can carry")
+	}
+	if cred.Value.Set() && !headerName.MatchString(cred.Header) {
+		v.fault(path+".credential.header", "must be a header name")
+	}
+	if slices.Contains([]string{"host", "connection", "content-length", "transfer-encoding", "te", "upgrade"}, strings.ToLower(cred.Header)) {
+		v.fault(path+".credential.header", "cannot carry a credential")
+	}
+}
+
+func (v *validation) people(p *People) {
+	if slices.Contains(p.Clients, "") {
+		v.fault("people.clients", "a client name is empty")
+	}
+	for role, groups := range map[string][]string{"reviewer": p.Reviewer, "operator": p.Operator, "auditor": p.Auditor, "viewer": p.Viewer} {
+		if slices.Contains(groups, "") {
+			v.fault("people."+role, "a group name is empty")
+		}
+		if len(groups) > 0 && len(p.Clients) == 0 {
+			v.fault("people.clients", "is needed with %s: the clients through which people log in", role)
+		}
+	}
+}
+
+func (v *validation) approvals(a *Approvals) {
+	if a.Wait == 0 {
+		a.Wait = 5 * time.Minute
+	}
+	if a.Wait > time.Hour {
+		v.fault("approvals.wait", "is %s; 1h at most", a.Wait)
+	}
+	for i := range a.Webhooks {
+		path := fmt.Sprintf("approvals.webhooks[%d]", i)
+		v.secureURL(path+".url", a.Webhooks[i].URL)
+		v.secret(path+".secret", &a.Webhooks[i].Secret, true)
+	}
+}
+
+func (v *validation) store(s *Store) {
+	switch {
+	case s.Embedded != nil && s.Redis != nil:
+		v.fault("store", "embedded and redis exclude each other")
+	case s.Redis != nil:
+		v.secret("store.redis.url", &s.Redis.URL, true)
+	case s.Embedded == nil:
+		s.Embedded = &Embedded{}
+	}
+	dir := "data"
+	if s.Embedded != nil {
+		if s.Embedded.Dir == "" {
+			s.Embedded.Dir = dir
+		}
+		v.path(&s.Embedded.Dir)
+		dir = s.Embedded.Dir
+	}
+	if s.Key == "" {
+		s.Key = filepath.Join(dir, "store.key")
+	}
+	v.path(&s.Key)
+}
+
+func (v *validation) rest() {
+	c := v.config
+	v.path(&c.Policies)
+	if c.Recording.Dir == "" {
+		c.Recording.Dir = filepath.Join("data", "recordings")
+	}
+	v.path(&c.Recording.Dir)
+	if c.Sockets == "" {
+		c.Sockets = "run"
+	}
+	v.path(&c.Sockets)
+	if len(c.Sockets) > maxSocketPath {
+		v.fault("sockets", "%s is too long for a unix socket: %d characters at most", c.Sockets, maxSocketPath)
+	}
+	if c.Telemetry.OTLP.Endpoint != "" {
+		host := v.address("telemetry.otlp.endpoint", c.Telemetry.OTLP.Endpoint)
+		if c.Telemetry.OTLP.Insecure && !isLoopback(host) {
+			v.fault("telemetry.otlp.insecure", "is for a collector on loopback only")
+		}
+	}
+	if c.Telemetry.Metrics != "" {
+		v.address("telemetry.metrics", c.Telemetry.Metrics)
+	}
+	if !slices.Contains([]string{"", "debug", "info", "warn", "error"}, c.Telemetry.Log) {
+		v.fault("telemetry.log", "must be debug, info, warn or error")
+	}
+}
