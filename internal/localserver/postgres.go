@@ -27,9 +27,12 @@ type Postgres struct {
 	proc     *process
 }
 
+// oldest is the oldest PostgreSQL that chaperone is tested with.
+const oldest = 16
+
 // PostgresBin finds the folder of a PostgreSQL installation: for version "" the
-// newest of PATH, the distribution's folders and the tools folder (in this
-// order); for "16" or "18" exactly that one.
+// first of PATH, the distribution's folders and the tools folder that is 16 or
+// newer; for "16" or "18" exactly that one.
 func PostgresBin(version string) (string, error) {
 	var candidates []string
 	if path, err := exec.LookPath("postgres"); err == nil {
@@ -49,7 +52,8 @@ func PostgresBin(version string) (string, error) {
 		if _, err := os.Stat(filepath.Join(dir, "initdb")); err != nil {
 			continue
 		}
-		if version == "" || majorVersion(dir) == version {
+		major := majorVersion(dir)
+		if n, err := strconv.Atoi(major); err == nil && (version == "" && n >= oldest || major == version) {
 			return dir, nil
 		}
 	}

@@ -1,0 +1,64 @@
+# make help prints what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+TOOLS := $(shell tools/install --dir)
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
+FUZZTIME ?= 5s
+export PATH := $(TOOLS)/bin:$(PATH)
+# Everything but the end-to-end tests, which run the whole product.
+UNIT = $(shell go list ./... | grep -v /e2e)
+
+help: ## print this
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+build: ## build bin/chaperone, one static binary
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/chaperone ./cmd/chaperone
+
+demo: build ## run the main job on this machine; ONCE=1 exits after the story, DIR= chooses the folder
+	@tools/install demo
+	bin/chaperone demo $(if $(ONCE),--once) $(if $(DIR),--dir $(DIR)) $(if $(HTTPS_PORT),--https-port $(HTTPS_PORT)) $(if $(POSTGRES_PORT),--postgres-port $(POSTGRES_PORT))
+
+tools: ## install the real servers and checkers that the tests use
+	@tools/install envoy postgres dex redis staticcheck govulncheck
+
+test: tools build vet lint race e2e docs fuzz vuln ## run everything
+	@echo "make test: all parts passed"
+
+test-fast: ## unit tests without the race detector, in under a minute
+	go test -short $(UNIT)
+
+vet: ## go vet
+	go vet ./...
+
+lint: tools ## formatting, staticcheck, module files in order
+	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt: $$out"; exit 1; fi
+	staticcheck ./...
+	go mod tidy -diff
+	@bash -n tools/install && bash -n .ci/run
+
+race: tools ## unit tests with the race detector
+	go test -race -timeout 15m $(UNIT)
+
+e2e: tools build ## the whole product: real Envoy, PostgreSQL, Redis, Dex, psql, curl
+	go test -timeout 15m -count=1 ./e2e/...
+
+docs: build ## every command and file shown in the documents
+	go test -count=1 -run TestDocs ./e2e/...
+
+fuzz: ## each fuzz target for FUZZTIME (5s)
+	@set -e; for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep ^Fuzz || true); do \
+		echo "fuzz $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; done; done
+
+vuln: tools ## known vulnerabilities, where their database can be reached
+	@if out=$$(govulncheck ./... 2>&1); then echo "$$out" | tail -3; \
+	elif echo "$$out" | grep -qE 'dial tcp|no such host|403 Forbidden|connection refused|fetching vulnerabilities'; then echo "vuln: the database cannot be reached from here; nothing was checked"; \
+	else echo "$$out"; exit 1; fi
+
+bench: tools build ## CPU per request and per transaction beside Envoy alone, as CSV and table
+	go test -timeout 20m -run '^$$' -bench . -benchtime 3s ./e2e/...
+
+golden: ## write the golden files anew
+	go test ./xds ./internal/... -run Golden -update
+
+.PHONY: help build demo tools test test-fast vet lint race e2e docs fuzz vuln bench golden
