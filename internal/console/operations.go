@@ -1,0 +1,211 @@
+package console
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"time"
+
+	"chaperone.dev/chaperone/internal/access"
+)
+
+func (s *server) openAPI(w http.ResponseWriter, _ *http.Request, _ access.Principal) error {
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(openAPI) // the client may have left
+	return nil
+}
+
+// An ApprovalSummary is one line of a list of approvals: without the text.
+type ApprovalSummary struct {
+	ID       string               `json:"id"`
+	State    access.ApprovalState `json:"state"`
+	User     string               `json:"user"`
+	Subagent string               `json:"subagent"`
+	Workflow string               `json:"workflow,omitempty"`
+	Resource string               `json:"resource"`
+	What     string               `json:"what"`
+	Rule     string               `json:"rule"`
+	Opened   time.Time            `json:"opened"`
+	Expires  time.Time            `json:"expires"`
+}
+
+func (s *server) listApprovals(w http.ResponseWriter, r *http.Request, _ access.Principal) error {
+	all, err := s.Approvals.List(r.Context())
+	if err != nil {
+		return err
+	}
+	state := access.ApprovalState(r.URL.Query().Get("state"))
+	list := []ApprovalSummary{}
+	for _, a := range all {
+		if state != "" && a.State != state {
+			continue
+		}
+		p := a.Ask.Request.Principal
+		list = append(list, ApprovalSummary{ID: a.ID, State: a.State, User: p.User, Subagent: p.Subagent, Workflow: p.Workflow,
+			Resource: a.Ask.Request.Resource.Name, What: what(a.Ask.Request.Action), Rule: a.Ask.Decision.Rule(), Opened: a.Opened, Expires: a.Expires})
+	}
+	return reply(w, list)
+}
+
+// what names an action in a few words, without its values.
+func what(a access.Action) string {
+	switch {
+	case a.SQL != nil:
+		text := a.SQL.Command
+		for i, t := range a.SQL.Writes {
+			if i == 0 {
+				text += " "
+			} else {
+				text += ", "
+			}
+			text += t
+		}
+		return text
+	case a.HTTP != nil:
+		return a.HTTP.Method + " " + a.HTTP.Path
+	}
+	return ""
+}
+
+func (s *server) showApproval(w http.ResponseWriter, r *http.Request, _ access.Principal) error {
+	a, err := s.Approvals.Get(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	return reply(w, a)
+}
+
+func (s *server) answer(grant bool) func(http.ResponseWriter, *http.Request, access.Principal) error {
+	return func(w http.ResponseWriter, r *http.Request, who access.Principal) error {
+		var in struct {
+			Comment string `json:"comment"`
+		}
+		if err := input(r, &in); err != nil {
+			return err
+		}
+		a, err := s.Approvals.Answer(r.Context(), r.PathValue("id"), who, grant, in.Comment)
+		if err != nil {
+			return err
+		}
+		return reply(w, a)
+	}
+}
+
+// input decodes a JSON body strictly; an empty body leaves v as it is.
+func input(r *http.Request, v any) error {
+	decoder := json.NewDecoder(r.Body)
+	decoder.DisallowUnknownFields()
+	err := decoder.Decode(v)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err == nil && decoder.More() {
+		err = errors.New("more than one value")
+	}
+	if err != nil {
+		return &access.Denial{Reason: access.Unreadable, Message: "the body is not the JSON that this operation takes", Hint: "see /api/v1/openapi.json"}
+	}
+	return nil
+}
+
+// listSessions shows recorded sessions and, first, those that live elsewhere or
+// have not been recorded yet.
+func (s *server) listSessions(w http.ResponseWriter, r *http.Request, _ access.Principal) error {
+	live, err := s.Sessions.List(r.Context())
+	if err != nil {
+		return err
+	}
+	recorded, err := s.Recordings.Sessions(r.Context())
+	if err != nil {
+		return err
+	}
+	list := []SessionSummary{}
+	for _, sum := range recorded {
+		at := slices.IndexFunc(live, func(l access.Session) bool { return l.ID == sum.ID })
+		if at >= 0 {
+			sum.Live = true
+			live = slices.Delete(live, at, at+1)
+		}
+		list = append(list, sum)
+	}
+	for _, l := range live {
+		list = append(list, SessionSummary{Session: l, Live: true})
+	}
+	slices.SortStableFunc(list, func(a, b SessionSummary) int { return a.Opened.Compare(b.Opened) })
+	if r.URL.Query().Get("live") == "true" {
+		list = slices.DeleteFunc(list, func(sum SessionSummary) bool { return !sum.Live })
+	}
+	return reply(w, list)
+}
+
+// events streams one session's recording as NDJSON. Reading one is itself
+// recorded, before the first byte.
+func (s *server) events(w http.ResponseWriter, r *http.Request, who access.Principal) error {
+	id := r.PathValue("id")
+	if err := s.act(r, who, "session.read", id, nil); err != nil {
+		return err
+	}
+	started := false
+	for ev, err := range s.Recordings.Events(r.Context(), id) {
+		if err != nil && !started {
+			return err
+		}
+		if err != nil {
+			s.Logger.Error("reading a recording failed half-way", "session", id, "error", err)
+			panic(http.ErrAbortHandler) // the client must not take half for the whole
+		}
+		if !started {
+			w.Header().Set("Content-Type", "application/x-ndjson")
+			w.Header().Set("Cache-Control", "no-store")
+			started = true
+		}
+		line, err := json.Marshal(ev)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		if _, err := w.Write(append(line, '\n')); err != nil {
+			return nil // the client left
+		}
+	}
+	if !started {
+		return &access.Denial{Reason: access.UnknownResource, Message: "there is no recording of session " + id, Hint: "chaperone sessions list"}
+	}
+	return nil
+}
+
+func (s *server) kill(w http.ResponseWriter, r *http.Request, who access.Principal) error {
+	var in struct {
+		Selector
+		Cause string `json:"cause"`
+	}
+	if err := input(r, &in); err != nil {
+		return err
+	}
+	if in.Selector == (Selector{}) {
+		return &access.Denial{Reason: access.Unreadable, Message: "a kill must say which sessions", Hint: `for example {"session": "ses_…"}, or {"all": true}`}
+	}
+	record, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	if err := s.act(r, who, "session.kill", in.Session, record); err != nil {
+		return err
+	}
+	n, err := s.Sessions.Kill(r.Context(), in.Selector, in.Cause, who)
+	if err != nil {
+		return err
+	}
+	return reply(w, map[string]int{"ended": n})
+}
+
+func (s *server) status(w http.ResponseWriter, r *http.Request, _ access.Principal) error {
+	return reply(w, s.Status(r.Context()))
+}
+
+// act writes down what a person is about to do.
+func (s *server) act(r *http.Request, who access.Principal, what, on string, in json.RawMessage) error {
+	return s.Recorder.Append(r.Context(), access.Synced, access.Event{Session: on,
+		Admin: &access.Administrative{Actor: who, Act: what, On: on, Input: in}})
+}
