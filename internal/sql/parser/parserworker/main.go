@@ -1,0 +1,16 @@
+// Command parserworker is a parser worker and nothing else. Tests build it
+// without the race detector, under which compiling the grammar takes minutes;
+// the product starts its own binary instead.
+package main
+
+import (
+	"os"
+
+	"chaperone.dev/chaperone/internal/sql/parser"
+)
+
+func main() {
+	if parser.Serve(os.Stdin, os.Stdout) != nil {
+		os.Exit(1)
+	}
+}

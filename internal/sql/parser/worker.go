@@ -1,0 +1,110 @@
+package parser
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	pg "github.com/pganalyze/pg_query_go/v6"
+	grammar "github.com/wasilibs/go-pgquery/parser"
+	"google.golang.org/protobuf/proto"
+)
+
+// errWorkerSpent ends a worker whose grammar failed.
+var errWorkerSpent = errors.New("the grammar failed: this worker is spent")
+
+// Serve is the worker: it answers requests from in on out until in ends, and
+// returns nil then. The process must do nothing else: Serve limits its memory,
+// CPU and files, and sends what the grammar prints to nowhere the pool reads.
+func Serve(in io.Reader, out io.Writer) error {
+	os.Stdout = os.Stderr // the grammar's own standard output must not reach the frames
+	if err := confine(); err != nil {
+		return fmt.Errorf("confine the parser worker: %w", err)
+	}
+	if f := answer(canary); f.kind != frameTree { // compiles the grammar
+		return errWorkerSpent
+	}
+	debug.FreeOSMemory() // compiling takes 250 MB, serving 45
+	if err := writeFrame(out, frame{kind: frameReady}); err != nil {
+		return fmt.Errorf("report ready: %w", err)
+	}
+	for {
+		req, err := readFrame(in, maxMaxBytes)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read request: %w", err)
+		}
+		if req.kind != frameParse {
+			return fmt.Errorf("read request: %w: kind %q", errFrame, req.kind)
+		}
+		boundNextStatement()
+		f := answer(string(req.payload))
+		f.id = req.id
+		if err := writeFrame(out, f); err != nil {
+			return fmt.Errorf("answer: %w", err)
+		}
+		if f.kind == frameFault {
+			return errWorkerSpent
+		}
+	}
+}
+
+// answer scans, bounds and parses text. It never panics.
+func answer(text string) (f frame) {
+	defer func() {
+		if recover() != nil {
+			f = frame{kind: frameFault}
+		}
+	}()
+	tokens, err := scan(text)
+	if err != nil {
+		return refusal(err)
+	}
+	if _, e := checkTokens(text, tokens); e != nil {
+		return frame{kind: frameRefused, payload: refusedPayload(e)}
+	}
+	tree, err := grammar.ParseToProtobuf(text)
+	if err != nil {
+		return refusal(err)
+	}
+	return frame{kind: frameTree, payload: treePayload(tokens, tree)}
+}
+
+func scan(text string) ([]Token, error) {
+	b, err := grammar.ScanToProtobuf(text)
+	if err != nil {
+		return nil, err
+	}
+	var scanned pg.ScanResult
+	if err := proto.Unmarshal(b, &scanned); err != nil {
+		return nil, fmt.Errorf("decode tokens: %w", err)
+	}
+	tokens := make([]Token, len(scanned.GetTokens()))
+	for i, t := range scanned.GetTokens() {
+		tokens[i] = Token{Start: t.GetStart(), End: t.GetEnd(), Kind: t.GetToken(), Keyword: t.GetKeywordKind()}
+	}
+	return tokens, inOrder(text, tokens)
+}
+
+// refusal tells a fault of the text from a fault of the grammar's machinery. An
+// error that does not come from the lexer or the grammar spends the worker.
+func refusal(err error) frame {
+	var e *grammar.Error
+	if !errors.As(err, &e) {
+		return frame{kind: frameFault}
+	}
+	switch file := e.Filename[strings.LastIndexByte(e.Filename, '/')+1:]; file {
+	case "scan.l", "gram.y", "gram.c", "src_backend_parser_gram.c", "src_backend_parser_parser.c",
+		"src_backend_parser_scan.c", "src_backend_utils_mb_mbutils.c":
+	default:
+		return frame{kind: frameFault}
+	}
+	return frame{kind: frameRefused, payload: refusedPayload(&Error{
+		Message: e.Message, Position: e.Cursorpos, SQLState: "42601",
+	})}
+}
