@@ -1,0 +1,127 @@
+package mask
+
+import (
+	"errors"
+	"fmt"
+	"unicode/utf8"
+
+	"chaperone.dev/chaperone/internal/access"
+)
+
+// Mark stands for whatever was hidden. A partial mask is the Mark followed by
+// the last four characters of the value.
+const Mark = "***"
+
+const (
+	maxMasks       = 1024
+	partialKept    = 4 // characters that a partial mask keeps
+	partialMinimum = 8 // of a shorter value it keeps none
+)
+
+// A Writer masks one body. Write takes the next piece and returns what is now
+// safe to pass on, possibly nothing; the result is valid until the next call.
+// Close returns what was still held. After an error the body must not continue:
+// what was returned before is safe, the rest is not to be had. Masked counts
+// the values that were replaced. A Writer is not safe for concurrent use.
+type Writer interface {
+	Write(p []byte) ([]byte, error)
+	Close() ([]byte, error)
+	Masked() int64
+}
+
+// A Masker is a compiled set of masks. It is immutable and safe for concurrent
+// use; the Writers it makes are not.
+type Masker struct {
+	fields    *node
+	detectors *detectors
+	columns   bool
+}
+
+// Compile checks masks and makes a Masker of them. It reports every fault: a
+// mask with none or several of column, json and detect, a pointer or detector
+// name that is not understood, an unknown way to mask.
+func Compile(masks []access.Mask) (*Masker, error) {
+	if len(masks) > maxMasks {
+		return nil, fmt.Errorf("%d masks, at most %d", len(masks), maxMasks)
+	}
+	m := &Masker{}
+	var faults []error
+	for i, mask := range masks {
+		if err := m.add(mask); err != nil {
+			faults = append(faults, fmt.Errorf("mask %d: %w", i, err))
+		}
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, err
+	}
+	if m.detectors != nil {
+		m.detectors.index()
+	}
+	return m, nil
+}
+
+func (m *Masker) add(mask access.Mask) error {
+	if mask.With != "" && mask.With != access.Redact && mask.With != access.Partial {
+		return fmt.Errorf("with: %q is not redact or partial", mask.With)
+	}
+	partial := mask.With == access.Partial
+	switch {
+	case mask.Column != "" && mask.JSON == "" && len(mask.Detect) == 0:
+		m.columns = true
+		return nil
+	case mask.Column == "" && mask.JSON != "" && len(mask.Detect) == 0:
+		tokens, err := parsePointer(mask.JSON)
+		if err != nil {
+			return fmt.Errorf("json: %w", err)
+		}
+		if m.fields == nil {
+			m.fields = &node{}
+		}
+		m.fields.add(tokens, partial)
+		return nil
+	case mask.Column == "" && mask.JSON == "" && len(mask.Detect) > 0:
+		if m.detectors == nil {
+			m.detectors = &detectors{}
+		}
+		return m.detectors.add(mask.Detect, partial)
+	}
+	return errors.New("exactly one of column, json and detect must be set")
+}
+
+// Fields reports whether there are masks of JSON fields.
+func (m *Masker) Fields() bool { return m.fields != nil }
+
+// Detects reports whether there are detectors.
+func (m *Masker) Detects() bool { return m.detectors != nil }
+
+// Columns reports whether there are masks of SQL columns, which no Writer
+// applies.
+func (m *Masker) Columns() bool { return m.columns }
+
+// Empty reports whether there is nothing to mask.
+func (m *Masker) Empty() bool { return m.fields == nil && m.detectors == nil && !m.columns }
+
+// Text runs the detectors over one whole value, such as a cell of a result or
+// the value of a header. When nothing is found it returns b itself. Otherwise
+// the result is a new slice.
+func (m *Masker) Text(b []byte) (text []byte, masked bool) {
+	if m.detectors == nil {
+		return b, false
+	}
+	text, n := m.detectors.mask(b)
+	return text, n > 0
+}
+
+// keepLast returns the partial mask of text.
+func keepLast(text []byte) []byte {
+	out := []byte(Mark)
+	if utf8.RuneCount(text) < partialMinimum {
+		return out
+	}
+	end := len(text)
+	for range partialKept {
+		_, n := utf8.DecodeLastRune(text[:end])
+		end -= n
+	}
+	return append(out, text[end:]...)
+}
