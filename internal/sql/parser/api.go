@@ -51,6 +51,6 @@ type Token struct {
 
 // Parse parses text in a worker. The error is an *Error when the text is at
 // fault, wraps ErrUnavailable when the pool is, and is ctx's when it ended. It
-// blocks while workers start or are busy, 20 s at most for the former, and then
+// blocks while workers start or are busy, a minute at most for the former, and then
 // for Config.Timeout.
 func (p *Pool) Parse(ctx context.Context, text string) (*Result, error) { return p.parse(ctx, text) }

@@ -23,7 +23,7 @@ const (
 
 const (
 	warmUp        = 60 * time.Second // for a worker to compile the grammar, on a busy machine
-	startPatience = 20 * time.Second // for a statement to wait for a worker that is starting
+	startPatience = 60 * time.Second // for a statement to wait for a worker that is starting
 	firstPause    = 100 * time.Millisecond
 	longestPause  = 5 * time.Second
 )
