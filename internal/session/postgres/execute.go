@@ -1,0 +1,267 @@
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"slices"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"chaperone.dev/chaperone/internal/access"
+)
+
+// query serves the simple protocol. Towards the target it is one Parse, Bind,
+// Describe, Execute and Sync; the client sees a simple answer.
+func (s *session) query(ctx context.Context, body []byte) error {
+	if len(body) == 0 || bytes.IndexByte(body, 0) != len(body)-1 {
+		return s.inboxFault(ctx, malformed("Query"))
+	}
+	if len(s.steps) > 0 { // a pipeline without its Sync comes first
+		if err := s.drain(ctx); err != nil || s.discarding {
+			return err
+		}
+	}
+	s.forget("")
+	delete(s.portals, "")
+	st := &statement{text: string(body[:len(body)-1])}
+	if err := s.runPortal(ctx, &portal{statement: st, types: s.types}, 0, true); err != nil {
+		return err
+	}
+	return s.sync(ctx)
+}
+
+// runPortal takes one execution from the judge to the target. When it returns
+// nil, a refusal has been answered, or the execution is staged; one with limits
+// has run to its end.
+func (s *session) runPortal(ctx context.Context, p *portal, max uint32, simple bool) error {
+	e, empty, err := s.admit(ctx, p, max, simple)
+	switch {
+	case err != nil:
+		return err
+	case empty && simple:
+		s.out = appendFrame(s.out, 'I', nil)
+		return nil
+	case empty:
+		return s.stage(ctx, step{kind: stepExecute, statement: p.statement, portal: p}, &pgproto3.Execute{Portal: p.target, MaxRows: max})
+	case e == nil:
+		return nil
+	}
+	if e.countsChanges() {
+		if r, err := s.countBefore(ctx, e); err != nil || r != nil {
+			e.span.End()
+			return s.refuseUnless(ctx, err, r, belongsTo(p.statement, p))
+		}
+	}
+	if err := s.stageRun(ctx, e, simple); err != nil || !e.limited() {
+		return err
+	}
+	if err := s.drain(ctx); err != nil {
+		return err
+	}
+	return s.settle(ctx, e)
+}
+
+// admit judges, decides and, where a rule says so, holds one execution. It
+// returns nil and not empty when that was refused and answered.
+func (s *session) admit(ctx context.Context, p *portal, max uint32, simple bool) (e *execution, empty bool, err error) {
+	st, id := p.statement, access.NewRequestID()
+	belongs := belongsTo(st, p)
+	ctx, span := s.startStatementSpan(ctx, id)
+	defer func() {
+		if e == nil {
+			span.End()
+		}
+	}()
+	v, err := s.judge(ctx, st, id, p.params, false)
+	if err != nil {
+		return nil, false, err
+	}
+	if v.empty {
+		return nil, true, nil
+	}
+	if v.refused == nil && simple && st.judged.Parameters > 0 {
+		v.refused = plainError(sqlstateNoParameter, "there is no parameter $%d", st.judged.Parameters)
+	}
+	describeSpan(span, v)
+	if v.refused != nil {
+		return nil, false, s.refuseVerdict(ctx, v, belongs)
+	}
+	grant := ""
+	evidence := []access.Event{v.decided(s)}
+	if v.decision.Effect == access.Approve && !s.continues(p, v) {
+		var r *refusal
+		if v, grant, r, err = s.hold(ctx, p, v); err != nil {
+			return nil, false, err
+		}
+		if r != nil {
+			s.metrics.statements.WithLabelValues("refused").Inc()
+			return nil, false, s.refuse(ctx, r, belongs)
+		}
+		evidence[0], p.granted = v.decided(s), continuationDigest(v)
+	}
+	if !simple && p.bound != st.forwardText() {
+		return nil, false, s.refuse(ctx, s.stale(v), belongs)
+	}
+	s.metrics.statements.WithLabelValues(v.decision.Effect.String()).Inc()
+	executed := s.event(access.Event{Request: id, Executed: &access.Executed{SQL: st.forwardText(), Parameters: p.params, Approval: grant}})
+	e = &execution{
+		request: v.request, decision: v.decision, statement: st, portal: p, max: max,
+		limits: v.decision.Obligations.Limits, detectors: v.detectors, span: span, before: append(evidence, executed),
+	}
+	return e, false, nil
+}
+
+// continues reports whether an execution is the rest of one that was granted:
+// the same portal, stopped at its row count, with nothing changed since.
+func (s *session) continues(p *portal, v *verdict) bool {
+	return p.suspended && p.granted != "" && p.granted == continuationDigest(v)
+}
+
+// continuationDigest binds a suspended portal to what was granted for it.
+func continuationDigest(v *verdict) string {
+	request := v.request
+	action := *request.Action.SQL
+	action.InTransaction = false
+	request.Action.SQL = &action
+	return access.AskDigest(access.Ask{Request: request, Decision: v.decision})
+}
+
+// stale is the refusal of a portal whose text the rules or the catalog would
+// now have otherwise.
+func (s *session) stale(v *verdict) *refusal {
+	r := s.refuseUnavailable(v, "the rules or the catalog changed after this statement was bound", nil)
+	r.denial.Hint, r.state = "bind and execute it again", sqlstateStale
+	return r
+}
+
+// stageRun stages the execution, and for the simple protocol all that comes
+// before it.
+func (s *session) stageRun(ctx context.Context, e *execution, simple bool) error {
+	p, st := e.portal, e.statement
+	s.supersede(st)
+	if simple {
+		err := s.stage(ctx, step{kind: stepParse, simple: true, statement: st}, &pgproto3.Parse{Query: st.forwardText()})
+		if err != nil {
+			return err
+		}
+		if err := s.stage(ctx, step{kind: stepBind, simple: true, statement: st}, &pgproto3.Bind{}); err != nil {
+			return err
+		}
+	}
+	if simple || p.needsShape() {
+		p.describing = true
+		described := step{kind: stepDescribePortal, simple: simple, quiet: !simple, statement: st, portal: p}
+		if err := s.stage(ctx, described, &pgproto3.Describe{ObjectType: 'P', Name: p.target}); err != nil {
+			return err
+		}
+	}
+	run := step{kind: stepExecute, simple: simple, statement: st, portal: p, exec: e, before: e.before}
+	return s.stage(ctx, run, &pgproto3.Execute{Portal: p.target, MaxRows: e.maxRows()})
+}
+
+// supersede drops the evidence of a Parse that has not left yet: that of its
+// execution, which leaves with it, says more.
+func (s *session) supersede(st *statement) {
+	for i := s.sent; i < len(s.steps); i++ {
+		if s.steps[i].kind == stepParse && s.steps[i].statement == st {
+			s.steps[i].before = nil
+		}
+	}
+}
+
+// executed takes the end of an execution.
+func (s *session) executed(st step, typ byte, body []byte) {
+	switch {
+	case st.quiet:
+	case st.exec == nil:
+		s.out = appendFrame(s.out, typ, body)
+	case st.exec.limited():
+		st.exec.withheld, st.exec.tag = typ, slices.Clone(body)
+	default:
+		s.complete(st.exec, typ, body)
+	}
+}
+
+// complete shows the end of an execution.
+func (s *session) complete(e *execution, typ byte, body []byte) {
+	tag := ""
+	switch typ {
+	case 'C':
+		tag = string(bytes.TrimSuffix(body, []byte{0}))
+	case 's':
+		tag = "suspended"
+	}
+	e.portal.suspended = typ == 's'
+	s.out = appendFrame(s.out, typ, body)
+	s.finish(e, tag, "")
+}
+
+// refuseVerdict refuses what was judged. The decision is part of the evidence.
+func (s *session) refuseVerdict(ctx context.Context, v *verdict, belongs func(step) bool) error {
+	outcome := "refused"
+	if v.asked && v.decision.Effect == access.Deny {
+		outcome = "deny"
+	}
+	s.metrics.statements.WithLabelValues(outcome).Inc()
+	if v.asked {
+		v.refused.before = append(v.refused.before, v.decided(s))
+	}
+	return s.refuse(ctx, v.refused, belongs)
+}
+
+// refuse answers one message with an error, in its place among the answers:
+// first comes what was forwarded before it. Steps that belong only to what is
+// refused are taken back. The client's messages have no effect up to Sync.
+func (s *session) refuse(ctx context.Context, r *refusal, belongs func(step) bool) error {
+	if belongs != nil {
+		s.unstage(belongs)
+	}
+	if err := s.record(ctx, r); err != nil {
+		return err
+	}
+	if err := s.drain(ctx); err != nil || s.discarding {
+		return err
+	}
+	if err := s.poison(ctx); err != nil {
+		return err
+	}
+	s.discarding = true
+	return s.emit(r.response("ERROR"))
+}
+
+// record makes the evidence of a refusal durable.
+func (s *session) record(ctx context.Context, r *refusal) error {
+	events := r.before
+	if r.denial != nil && !r.recorded {
+		events = append(events, s.event(access.Event{Request: r.denial.RequestID, Denied: &access.Denied{
+			Denial: *r.denial, Cause: r.cause, Resource: s.resource.Access.Name, Client: s.info.Client,
+		}}))
+	}
+	if len(events) == 0 {
+		return nil
+	}
+	r.recorded, r.before = true, nil
+	return s.append(ctx, access.Synced, events)
+}
+
+// refuseUnless ends the session for err, and otherwise refuses.
+func (s *session) refuseUnless(ctx context.Context, err error, r *refusal, belongs func(step) bool) error {
+	if err != nil {
+		return err
+	}
+	return s.refuse(ctx, r, belongs)
+}
+
+// setValue writes one bound value in the words of decisions.
+func setValue(p *access.BoundParameter, value []byte, binary bool) {
+	switch {
+	case value == nil:
+		p.Null = true
+	case binary || !utf8.Valid(value):
+		p.Binary, p.Value = true, base64.StdEncoding.EncodeToString(value)
+	default:
+		p.Value = string(value)
+	}
+}

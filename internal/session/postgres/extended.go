@@ -1,0 +1,299 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/sql"
+)
+
+// Bounds of what a client may keep prepared.
+const (
+	maxStatements    = 1000
+	maxPortals       = 200
+	maxStatementText = 16 << 20
+)
+
+// parse prepares a statement: it is judged now, so that a denial comes early,
+// and again whenever it is bound and run.
+func (s *session) parse(ctx context.Context, body []byte) error {
+	var msg pgproto3.Parse
+	if err := msg.Decode(body); err != nil {
+		return s.inboxFault(ctx, malformed("Parse"))
+	}
+	if _, exists := s.statements[msg.Name]; exists && msg.Name != "" {
+		return s.refuse(ctx, plainError(sqlstateDupStatement, "prepared statement %q already exists", printable(msg.Name, 100)), nil)
+	}
+	if len(s.statements) >= maxStatements || s.textBytes+len(msg.Query) > maxStatementText {
+		d := s.newDenial(access.LimitExceeded, "too many prepared statements")
+		d.Hint = "close some of them"
+		return s.refuse(ctx, refuse(d, "prepared statements"), nil)
+	}
+	st := &statement{name: msg.Name, text: msg.Query, types: msg.ParameterOIDs}
+	v, err := s.judge(ctx, st, access.NewRequestID(), nil, false)
+	if err != nil {
+		return err
+	}
+	if v.refused != nil {
+		return s.refuseVerdict(ctx, v, nil)
+	}
+	if msg.Name == "" {
+		s.forget("")
+	}
+	s.statements[msg.Name] = st
+	s.textBytes += len(st.text)
+	parse := s.prepareStep(st)
+	parse.undo = func() { s.forgetExactly(st) }
+	if !v.empty {
+		parse.before = []access.Event{v.decided(s)}
+	}
+	return s.stage(ctx, parse, s.parseMessage(st))
+}
+
+// prepareStep is the step that prepares st at the target, under a name of the
+// gateway's.
+func (s *session) prepareStep(st *statement) step {
+	st.target, st.sent = "", st.forwardText()
+	st.describing, st.fields = false, nil
+	if st.name != "" {
+		s.names++
+		st.target = fmt.Sprintf("chaperone_s%d", s.names)
+	}
+	return step{kind: stepParse, statement: st}
+}
+
+func (s *session) parseMessage(st *statement) *pgproto3.Parse {
+	return &pgproto3.Parse{Name: st.target, Query: st.sent, ParameterOIDs: st.types}
+}
+
+// forget drops a prepared statement of the client's.
+func (s *session) forget(name string) *statement {
+	st := s.statements[name]
+	if st != nil {
+		s.textBytes -= len(st.text)
+		delete(s.statements, name)
+	}
+	return st
+}
+
+func (s *session) forgetExactly(st *statement) {
+	if s.statements[st.name] == st {
+		s.forget(st.name)
+	}
+}
+
+// bind gives a statement its values. What rules and catalog say now is what the
+// target plans: a statement that they changed is prepared anew first.
+func (s *session) bind(ctx context.Context, body []byte) error {
+	var msg pgproto3.Bind
+	if err := msg.Decode(body); err != nil {
+		return s.inboxFault(ctx, malformed("Bind"))
+	}
+	st := s.statements[msg.PreparedStatement]
+	if st == nil {
+		return s.refuse(ctx, noStatement(msg.PreparedStatement), nil)
+	}
+	if _, exists := s.portals[msg.DestinationPortal]; exists && msg.DestinationPortal != "" {
+		return s.refuse(ctx, plainError(sqlstateDupPortal, "portal %q already exists", printable(msg.DestinationPortal, 100)), nil)
+	}
+	if len(s.portals) >= maxPortals {
+		return s.refuse(ctx, refuse(s.newDenial(access.LimitExceeded, "too many open portals"), "portals"), nil)
+	}
+	params, r := boundParameters(&msg, st.types)
+	if r != nil {
+		return s.refuse(ctx, r, nil)
+	}
+	v, err := s.judge(ctx, st, access.NewRequestID(), params, false)
+	if err != nil {
+		return err
+	}
+	if v.refused != nil {
+		return s.refuseVerdict(ctx, v, belongsTo(st, nil))
+	}
+	if err := s.renewStatement(ctx, st, v); err != nil {
+		return err
+	}
+	p := &portal{name: msg.DestinationPortal, statement: st, params: params, formats: msg.ResultFormatCodes, bound: st.sent, types: s.types}
+	if p.name != "" {
+		s.names++
+		p.target = fmt.Sprintf("chaperone_p%d", s.names)
+	}
+	s.portals[p.name] = p
+	undo := func() {
+		if s.portals[p.name] == p {
+			delete(s.portals, p.name)
+		}
+	}
+	msg.DestinationPortal, msg.PreparedStatement = p.target, st.target
+	return s.stage(ctx, step{kind: stepBind, statement: st, portal: p, undo: undo}, &msg)
+}
+
+// renewStatement prepares st anew at the target when it is no longer what the
+// target has.
+func (s *session) renewStatement(ctx context.Context, st *statement, v *verdict) error {
+	if st.sent == st.forwardText() {
+		return nil
+	}
+	if old := st.target; old != "" {
+		err := s.stage(ctx, step{kind: stepClose, quiet: true}, &pgproto3.Close{ObjectType: 'S', Name: old})
+		if err != nil {
+			return err
+		}
+	}
+	renewed := s.prepareStep(st)
+	renewed.quiet, renewed.before = true, []access.Event{v.decided(s)}
+	renewed.undo = func() { s.forgetExactly(st) }
+	return s.stage(ctx, renewed, s.parseMessage(st))
+}
+
+// boundParameters are the values of a Bind in the words of decisions.
+func boundParameters(msg *pgproto3.Bind, types []uint32) ([]access.BoundParameter, *refusal) {
+	formats := msg.ParameterFormatCodes
+	if len(formats) > 1 && len(formats) != len(msg.Parameters) {
+		return nil, plainError(sqlstateProtocol, "bind message has %d parameter formats but %d parameters", len(formats), len(msg.Parameters))
+	}
+	params := make([]access.BoundParameter, len(msg.Parameters))
+	for i, value := range msg.Parameters {
+		var format int16
+		switch {
+		case len(formats) == 1:
+			format = formats[0]
+		case len(formats) > 1:
+			format = formats[i]
+		}
+		if format != 0 && format != 1 {
+			return nil, plainError(sqlstateProtocol, "unsupported format code: %d", format)
+		}
+		if i < len(types) {
+			params[i].Type = types[i]
+		}
+		setValue(&params[i], value, format == 1)
+	}
+	return params, nil
+}
+
+// describe passes the shape of a statement or portal on. It shows types and
+// names, never values.
+func (s *session) describe(ctx context.Context, body []byte) error {
+	var msg pgproto3.Describe
+	if err := msg.Decode(body); err != nil {
+		return s.inboxFault(ctx, malformed("Describe"))
+	}
+	if msg.ObjectType == 'S' {
+		st := s.statements[msg.Name]
+		if st == nil {
+			return s.refuse(ctx, noStatement(msg.Name), nil)
+		}
+		st.describing, msg.Name = true, st.target
+		return s.stage(ctx, step{kind: stepDescribeStatement, statement: st, undo: func() { st.describing = false }}, &msg)
+	}
+	p := s.portals[msg.Name]
+	if p == nil {
+		return s.refuse(ctx, noPortal(msg.Name), nil)
+	}
+	p.describing, msg.Name = true, p.target
+	return s.stage(ctx, step{kind: stepDescribePortal, statement: p.statement, portal: p, undo: func() { p.describing = false }}, &msg)
+}
+
+// rowsDescribed learns the shape of a result, whoever asked for it.
+func (s *session) rowsDescribed(st step, typ byte, body []byte) error {
+	fields := []field{}
+	if typ == 'T' {
+		var err error
+		if fields, err = readFields(body); err != nil {
+			return lostTarget(s.unavailable("the target broke the protocol"), err)
+		}
+	}
+	if st.portal != nil {
+		st.portal.fields = fields
+	} else if st.statement != nil {
+		st.statement.fields = fields
+	}
+	if !st.quiet && !(st.simple && typ == 'n') {
+		s.out = appendFrame(s.out, typ, body)
+	}
+	return nil
+}
+
+// execute runs a portal: decided, held, recorded and limited each time anew,
+// with its own values.
+func (s *session) execute(ctx context.Context, body []byte) error {
+	var msg pgproto3.Execute
+	if err := msg.Decode(body); err != nil {
+		return s.inboxFault(ctx, malformed("Execute"))
+	}
+	p := s.portals[msg.Portal]
+	if p == nil {
+		return s.refuse(ctx, noPortal(msg.Portal), nil)
+	}
+	if s.mustDrain(stepExecute) { // the answers decide whether this one counts
+		if err := s.drain(ctx); err != nil || s.discarding {
+			return err
+		}
+	}
+	return s.runPortal(ctx, p, msg.MaxRows, false)
+}
+
+// needsShape reports whether the recording and the detectors must learn the
+// columns of the result first.
+func (p *portal) needsShape() bool {
+	if p.describing || p.statement.describing || p.fields != nil || p.statement.fields != nil {
+		return false
+	}
+	judged := p.statement.judged
+	return judged.ReturnsRows || judged.Kind == sql.KindQuery || judged.Kind == sql.KindSetting
+}
+
+// closeNamed closes a statement or portal. Closing what is not there is no
+// error.
+func (s *session) closeNamed(ctx context.Context, body []byte) error {
+	var msg pgproto3.Close
+	if err := msg.Decode(body); err != nil {
+		return s.inboxFault(ctx, malformed("Close"))
+	}
+	closing := step{kind: stepClose}
+	if msg.ObjectType == 'S' {
+		if st := s.forget(msg.Name); st != nil {
+			closing.undo = func() {
+				if s.statements[st.name] == nil {
+					s.statements[st.name] = st
+					s.textBytes += len(st.text)
+				}
+			}
+			msg.Name = st.target
+			return s.stage(ctx, closing, &msg)
+		}
+	} else if p := s.portals[msg.Name]; p != nil {
+		delete(s.portals, p.name)
+		closing.undo = func() {
+			if s.portals[p.name] == nil {
+				s.portals[p.name] = p
+			}
+		}
+		msg.Name = p.target
+		return s.stage(ctx, closing, &msg)
+	}
+	return s.stage(ctx, step{kind: stepLocal, local: appendFrame(nil, '3', nil)}, nil)
+}
+
+func noStatement(name string) *refusal {
+	if name == "" {
+		return plainError(sqlstateNoStatement, "unnamed prepared statement does not exist")
+	}
+	return plainError(sqlstateNoStatement, "prepared statement %q does not exist", printable(name, 100))
+}
+
+func noPortal(name string) *refusal {
+	return plainError(sqlstateNoPortal, "portal %q does not exist", printable(name, 100))
+}
+
+// belongsTo selects the steps that exist only for a statement, or a portal of
+// it.
+func belongsTo(st *statement, p *portal) func(step) bool {
+	return func(other step) bool {
+		return other.kind != stepExecute && (other.statement == st || p != nil && other.portal == p)
+	}
+}

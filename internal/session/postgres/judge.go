@@ -1,0 +1,316 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/sql"
+)
+
+// A statement is text of the client, prepared or about to run.
+type statement struct {
+	name   string // the client's
+	target string // the target's
+	text   string
+	types  []uint32 // as the client gave them
+
+	// As last judged. The snapshot is that of both.
+	judged *sql.Statement
+	view   *view
+	masks  []access.Mask
+
+	forward *sql.Forward // nil for an empty statement
+	sent    string       // the text that the target has for it, or gets next
+
+	describing bool // a Describe is staged or answered
+	fields     []field
+}
+
+// forwardText is what the target gets.
+func (st *statement) forwardText() string {
+	if st.forward == nil {
+		return ""
+	}
+	return st.forward.Text
+}
+
+// A portal is a statement with its values.
+type portal struct {
+	name      string
+	target    string
+	statement *statement
+	params    []access.BoundParameter
+	formats   []int16 // of the result
+	bound     string  // the text that it was bound to
+	types     *pgtype.Map
+
+	describing bool
+	fields     []field
+	rows       int64  // already sent
+	suspended  bool   // the last Execute stopped at its row count
+	granted    string // digest of the grant that the suspended execution used
+}
+
+func (p *portal) field(i int) field {
+	fields := p.fields
+	if fields == nil {
+		fields = p.statement.fields
+	}
+	if i >= len(fields) {
+		return field{}
+	}
+	return fields[i]
+}
+
+func (p *portal) format(i int) int16 {
+	switch {
+	case len(p.formats) == 0:
+		return 0
+	case len(p.formats) == 1:
+		return p.formats[0]
+	case i < len(p.formats):
+		return p.formats[i]
+	}
+	return 0
+}
+
+func (p *portal) textLike(i int) bool {
+	oid := p.field(i).oid
+	return oid == 0 || isTextType(oid, p.format(i))
+}
+
+func (p *portal) text(i int, cell []byte) string {
+	return cellText(p.types, p.field(i).oid, p.format(i), cell)
+}
+
+func (p *portal) columns() []string {
+	fields := p.fields
+	if fields == nil {
+		fields = p.statement.fields
+	}
+	names := make([]string, len(fields))
+	for i, f := range fields {
+		names[i] = f.name
+	}
+	return names
+}
+
+// A verdict is everything that was found out about one use of a statement.
+type verdict struct {
+	request   access.Request
+	decision  access.Decision
+	detectors []Detector
+	asked     bool // policy was: decision is its answer
+	empty     bool // there is no statement in it
+	refused   *refusal
+}
+
+// decided is the evidence of the decision.
+func (v *verdict) decided(s *session) access.Event {
+	e := s.event(access.Event{Decided: &access.Decided{Request: v.request, Decision: v.decision}})
+	e.Request = v.request.ID
+	return e
+}
+
+// judge analyzes, decides and masks st as it would run now with params. Afterwards
+// st.forward is what the target would get. An error ends the session.
+func (s *session) judge(ctx context.Context, st *statement, id string, params []access.BoundParameter, fresh bool) (*verdict, error) {
+	if err := s.renewResource(); err != nil {
+		return nil, err
+	}
+	v := &verdict{request: access.Request{
+		ID: id, Session: s.info.ID, Time: s.deps.Clock(), Principal: s.info.Principal, Resource: s.resource.Access,
+	}}
+	v.request.Action.SQL = &access.SQL{Text: st.text, Unknown: []string{"not analyzed"}}
+	if r := s.analyze(ctx, st, fresh); r != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		r.denial.RequestID, v.refused = id, r
+		return v, nil
+	}
+	if st.judged.Kind == sql.KindEmpty {
+		v.empty, st.forward = true, nil
+		return v, nil
+	}
+	action := st.judged.Action
+	action.Text, action.Parameters, action.InTransaction = st.text, params, s.inTransaction()
+	if len(action.SearchPath) == 0 {
+		action.SearchPath = st.view.snapshot.SearchPath()
+	}
+	v.request.Action.SQL = &action
+	v.decision, v.asked = s.deps.Decider.Decide(ctx, v.request), true
+	if v.refused = s.applyDecision(ctx, st, v); v.refused != nil {
+		return v, nil
+	}
+	if err := s.mask(ctx, st, v); err != nil {
+		return nil, err
+	}
+	if v.refused == nil && st.forward.Text != st.text {
+		action.Forward = st.forward.Text
+	}
+	return v, nil
+}
+
+// renewResource takes the resource as the configuration has it now. A session
+// does not outlive a change of its target.
+func (s *session) renewResource() error {
+	r, ok := s.deps.Resource(s.resource.Access.Name)
+	if ok && r.Address == s.resource.Address && r.Database == s.resource.Database && r.User == s.resource.User &&
+		slices.Equal(r.searchPath(), s.resource.searchPath()) {
+		s.resource = r
+		return nil
+	}
+	d := s.newDenial(access.SessionEnded, "the configuration of "+s.resource.Access.Name+" has changed")
+	d.Hint = "connect again"
+	return &fatalError{r: refuse(d, "resource changed or removed")}
+}
+
+// analyze has st judged against the current catalog, unless it was already.
+func (s *session) analyze(ctx context.Context, st *statement, fresh bool) *refusal {
+	if s.resource.Analyzer == nil {
+		return s.unavailable("the gateway cannot read SQL now")
+	}
+	view, err := s.catalog.view(ctx, fresh)
+	if err != nil {
+		r := s.unavailable("the gateway cannot read the catalog of " + s.resource.Access.Name)
+		r.cause = err.Error()
+		return r
+	}
+	if st.judged != nil && st.view.snapshot.Version() == view.snapshot.Version() {
+		return nil
+	}
+	judged, err := s.resource.Analyzer.Analyze(ctx, st.text, view.snapshot)
+	if err != nil {
+		r := s.unavailable("the gateway cannot read SQL now")
+		r.cause = err.Error()
+		return r
+	}
+	st.judged, st.view, st.forward, st.masks = judged, view, nil, nil
+	return nil
+}
+
+// applyDecision turns a deny, or what the gateway cannot run whatever policy
+// says, into a refusal.
+func (s *session) applyDecision(ctx context.Context, st *statement, v *verdict) *refusal {
+	if v.decision.Effect == access.Deny {
+		r := refuse(access.DenialOf(v.request, v.decision), "policy")
+		r.recorded = true // the Decided event is its evidence
+		return r
+	}
+	if r := st.judged.Refusal; r != nil {
+		return s.judgeRefused(v, r)
+	}
+	switch st.judged.Kind {
+	case sql.KindQuery, sql.KindChange, sql.KindTransaction:
+	case sql.KindSetting:
+		if set := st.judged.Setting; set != nil && !set.Show && strings.EqualFold(set.Name, "search_path") {
+			return s.judgeRefused(v, &sql.Refusal{Reason: access.Unsupported,
+				Message: "the gateway owns search_path", Hint: "write schema-qualified names"})
+		}
+	default:
+		return s.judgeRefused(v, &sql.Refusal{Reason: access.Unsupported,
+			Message: strings.TrimSpace(st.judged.Action.Command+" statements") + " are not supported"})
+	}
+	return s.followPolicy(ctx, st, v)
+}
+
+// followPolicy notices a new revision: what is masked, and whether the injected
+// role still lacks it.
+func (s *session) followPolicy(ctx context.Context, st *statement, v *verdict) *refusal {
+	if s.revision != v.decision.Revision || s.wallView != st.view {
+		masks := s.deps.Decider.Masks(ctx, s.info.Principal, s.resource.Access)
+		s.revision, s.wallView = v.decision.Revision, st.view
+		s.masked, s.walled = hasColumnMask(masks), s.wall(st.view, masks)
+	}
+	if s.walled == nil {
+		return nil
+	}
+	r := *s.walled
+	d := *r.denial
+	d.RequestID, r.denial = v.request.ID, &d
+	return &r
+}
+
+// judgeRefused is a refusal of the judge: after policy, which would allow it.
+func (s *session) judgeRefused(v *verdict, r *sql.Refusal) *refusal {
+	refused := refuse(&access.Denial{
+		RequestID: v.request.ID, Reason: r.Reason, Rule: v.decision.Rule(), Message: r.Message, Hint: r.Hint,
+		Resource: s.resource.Access.Name, Revision: v.decision.Revision,
+	}, "judge")
+	if r.SQLState != "" {
+		refused.state = r.SQLState
+	}
+	refused.position = r.Position
+	return refused
+}
+
+// mask rewrites st for the masks of the decision and builds the detectors.
+func (s *session) mask(ctx context.Context, st *statement, v *verdict) error {
+	masks := v.decision.Obligations.Masks
+	for _, m := range masks {
+		switch {
+		case m.Column != "":
+		case len(m.Detect) > 0 && s.deps.Detector != nil:
+			detector, err := s.deps.Detector(m)
+			if err != nil {
+				v.refused = s.refuseUnavailable(v, "the gateway cannot apply a mask", err)
+				return nil
+			}
+			v.detectors = append(v.detectors, detector)
+		default:
+			v.refused = s.refuseUnavailable(v, "the gateway cannot apply a mask of "+v.decision.Rule(), nil)
+			return nil
+		}
+	}
+	if st.forward != nil && reflect.DeepEqual(st.masks, masks) {
+		return nil
+	}
+	forward, err := s.resource.Analyzer.Mask(ctx, st.judged, st.view.snapshot, masks)
+	var refused *sql.Refusal
+	switch {
+	case errors.As(err, &refused):
+		v.refused = s.judgeRefused(v, refused)
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil || forward == nil:
+		v.refused = s.refuseUnavailable(v, "the gateway cannot read SQL now", err)
+	default:
+		st.forward, st.masks = forward, masks
+	}
+	return nil
+}
+
+func (s *session) refuseUnavailable(v *verdict, message string, err error) *refusal {
+	r := s.unavailable(message)
+	r.denial.RequestID, r.denial.Rule, r.denial.Revision = v.request.ID, v.decision.Rule(), v.decision.Revision
+	if err != nil {
+		r.cause = err.Error()
+	}
+	return r
+}
+
+// inTransaction reports whether what runs now shares a transaction with what
+// ran before: an explicit one, or a pipeline's implicit one.
+func (s *session) inTransaction() bool { return s.status != statusIdle || s.ran }
+
+// newDenial begins a denial of this session's.
+func (s *session) newDenial(reason access.Reason, message string) *access.Denial {
+	return &access.Denial{
+		RequestID: access.NewRequestID(), Reason: reason, Message: message,
+		Resource: s.resource.Access.Name, Revision: s.revision,
+	}
+}
+
+// unavailable is the refusal for faults of the gateway or the target.
+func (s *session) unavailable(message string) *refusal {
+	d := s.newDenial(access.Unavailable, message)
+	d.Hint = "try again in a moment; tell the operator the request id if it stays"
+	return refuse(d, "")
+}

@@ -1,0 +1,46 @@
+package postgres
+
+import (
+	"errors"
+	"syscall"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are the few numbers that tell how the service does.
+type metrics struct {
+	sessions   prometheus.Gauge
+	refused    *prometheus.CounterVec // connections, by reason
+	statements *prometheus.CounterVec // by outcome: allow, approve, deny, refused
+	bytes      prometheus.Counter
+	held       prometheus.Gauge
+}
+
+func newMetrics(registry prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		sessions: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "chaperone_postgres_sessions", Help: "PostgreSQL sessions that are open."}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "chaperone_postgres_refused_connections_total", Help: "Connections that got no session, by reason."}, []string{"reason"}),
+		statements: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "chaperone_postgres_statements_total", Help: "Statements judged for execution, by outcome."}, []string{"outcome"}),
+		bytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "chaperone_postgres_result_bytes_total", Help: "Bytes of result rows sent to clients."}),
+		held: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "chaperone_postgres_held_statements", Help: "Statements that wait for a reviewer now."}),
+	}
+	if registry == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{m.sessions, m.refused, m.statements, m.bytes, m.held} {
+		if err := registry.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// isExhausted reports a lack of file descriptors, which passes.
+func isExhausted(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
+}

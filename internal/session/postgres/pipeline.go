@@ -1,0 +1,392 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"chaperone.dev/chaperone/internal/access"
+)
+
+// A stepKind is what the target answers a message with.
+type stepKind uint8
+
+const (
+	stepParse             stepKind = iota // ParseComplete
+	stepBind                              // BindComplete
+	stepClose                             // CloseComplete
+	stepDescribeStatement                 // ParameterDescription, then as stepDescribePortal
+	stepDescribePortal                    // RowDescription or NoData
+	stepExecute                           // DataRow …, then CommandComplete, EmptyQueryResponse or PortalSuspended
+	stepSync                              // ReadyForQuery
+	stepLocal                             // nothing: the gateway answers in the right place
+	stepPoison                            // ErrorResponse, on purpose
+)
+
+// A step is one message for the target and the answer that is awaited. Steps
+// are answered in order. What is not sent yet can be taken back.
+type step struct {
+	kind      stepKind
+	wire      []byte         // of the message; nil once sent
+	before    []access.Event // durable before the message leaves
+	local     []byte         // stepLocal: what the client gets
+	quiet     bool           // the gateway's own: the client sees no answer
+	simple    bool           // the client speaks the simple protocol: only rows and tags are shown
+	statement *statement     // whose text an error's position is in
+	portal    *portal
+	exec      *execution
+	own       *ownResult
+	undo      func() // the message had no effect
+}
+
+// maxSteps and maxUnsent bound what is collected before the target is asked.
+const (
+	maxSteps  = 64
+	maxUnsent = 1 << 20
+)
+
+// poisonText fails to parse. It aborts the target's transaction, as an error of
+// the target's own would, and explains itself in the target's log.
+const poisonText = "chaperone refused a statement of this transaction and aborts it"
+
+// poisonName keeps the client's unnamed statement alive.
+const poisonName = "chaperone_refused"
+
+// stage adds a step. It first waits for earlier answers when leaving them
+// unread could stop both sides: a big answer is never left behind a message of
+// unknown size. After an error of the target steps have no effect up to Sync.
+func (s *session) stage(ctx context.Context, st step, msg pgproto3.FrontendMessage) error {
+	if msg != nil {
+		wire, err := msg.Encode(nil)
+		if err != nil {
+			return fmt.Errorf("encode %T: %w", msg, err)
+		}
+		st.wire = wire
+	}
+	if s.mustDrain(st.kind) {
+		if err := s.drain(ctx); err != nil {
+			return err
+		}
+	}
+	if s.skipping && st.kind != stepSync {
+		if st.undo != nil {
+			st.undo()
+		}
+		return nil
+	}
+	s.steps = append(s.steps, st)
+	return nil
+}
+
+func (s *session) mustDrain(next stepKind) bool {
+	if len(s.steps) == 0 || next == stepSync {
+		return false
+	}
+	if len(s.steps) >= maxSteps {
+		return true
+	}
+	if next == stepExecute && s.steps[len(s.steps)-1].describes() {
+		return slices.ContainsFunc(s.steps[:len(s.steps)-1], step.answersMuch)
+	}
+	unsent := 0
+	for _, st := range s.steps {
+		unsent += len(st.wire)
+	}
+	return unsent > maxUnsent || slices.ContainsFunc(s.steps, step.answersMuch)
+}
+
+func (st step) describes() bool {
+	return st.kind == stepDescribeStatement || st.kind == stepDescribePortal
+}
+
+// answersMuch reports whether the answer has no small bound.
+func (st step) answersMuch() bool { return st.kind == stepExecute && st.own == nil || st.describes() }
+
+// unstage takes back, from the end, the unsent steps that belong to a statement
+// or portal that is refused now.
+func (s *session) unstage(belongs func(step) bool) {
+	for len(s.steps) > s.sent {
+		last := s.steps[len(s.steps)-1]
+		if !belongs(last) {
+			return
+		}
+		if last.undo != nil {
+			last.undo()
+		}
+		s.steps = s.steps[:len(s.steps)-1]
+	}
+}
+
+// send writes the unsent steps, after everything that must be durable before
+// them is. With flush the target is asked to answer without a Sync.
+func (s *session) send(ctx context.Context, flush bool) error {
+	if s.sent == len(s.steps) && !flush {
+		return nil
+	}
+	if err := s.recordBefore(ctx); err != nil {
+		return err
+	}
+	var wire []byte
+	for i := s.sent; i < len(s.steps); i++ {
+		st := &s.steps[i]
+		wire = append(wire, st.wire...)
+		st.wire, st.before = nil, nil
+		s.dirty = s.dirty || st.kind != stepLocal
+		if st.kind == stepExecute && st.own == nil {
+			s.ran = true
+			st.exec.begin(s)
+		}
+	}
+	s.sent = len(s.steps)
+	if flush && len(s.steps) > 0 && s.steps[len(s.steps)-1].kind != stepSync {
+		wire = append(wire, msgFlush, 0, 0, 0, 4)
+	}
+	if len(wire) == 0 {
+		return nil
+	}
+	if err := s.up.write(wire); err != nil {
+		return s.upstreamFault(ctx, err)
+	}
+	return nil
+}
+
+// drain sends what is unsent and relays every awaited answer. Afterwards the
+// target waits for us: after a Sync, or within a pipeline.
+func (s *session) drain(ctx context.Context) error {
+	s.setRunning(true)
+	defer s.setRunning(false)
+	if err := s.send(ctx, s.awaitsTarget()); err != nil {
+		return err
+	}
+	for {
+		for len(s.steps) > 0 && s.steps[0].kind == stepLocal {
+			s.out = append(s.out, s.pop().local...)
+		}
+		if len(s.steps) == 0 {
+			return nil
+		}
+		typ, body, err := s.up.read()
+		if err != nil {
+			return s.upstreamFault(ctx, err)
+		}
+		if err := s.answer(ctx, typ, body); err != nil {
+			return err
+		}
+	}
+}
+
+// awaitsTarget reports whether an answer of the target, rather than the
+// gateway's, is awaited.
+func (s *session) awaitsTarget() bool {
+	return slices.ContainsFunc(s.steps, func(st step) bool { return st.kind != stepLocal })
+}
+
+func (s *session) pop() step {
+	st := s.steps[0]
+	s.steps[0] = step{}
+	s.steps = s.steps[1:]
+	s.sent--
+	return st
+}
+
+// answer relays one message of the target.
+func (s *session) answer(ctx context.Context, typ byte, body []byte) error {
+	switch typ {
+	case 'N':
+		return s.notice(ctx, body)
+	case 'S':
+		return s.parameterStatus(body)
+	case 'A': // NotificationResponse: LISTEN is not taken
+		return nil
+	case 'E':
+		return s.targetError(ctx, body)
+	}
+	head := &s.steps[0]
+	switch {
+	case typ == '1' && head.kind == stepParse, typ == '2' && head.kind == stepBind, typ == '3' && head.kind == stepClose:
+		s.show(s.pop(), typ, body)
+	case typ == 't' && head.kind == stepDescribeStatement:
+		s.show(*head, typ, body)
+	case (typ == 'T' || typ == 'n') && head.describes():
+		return s.rowsDescribed(s.pop(), typ, body)
+	case typ == 'D' && head.kind == stepExecute:
+		return s.row(ctx, head, body)
+	case (typ == 'C' || typ == 'I' || typ == 's') && head.kind == stepExecute:
+		s.executed(s.pop(), typ, body)
+	case typ == 'Z' && head.kind == stepSync && len(body) == 1:
+		return s.readyForQuery(ctx, s.pop(), body[0])
+	default:
+		return s.unexpected(typ)
+	}
+	return nil
+}
+
+// show passes a small answer on when the client asked for it by itself.
+func (s *session) show(st step, typ byte, body []byte) {
+	if !st.quiet && !st.simple {
+		s.out = appendFrame(s.out, typ, body)
+	}
+}
+
+// unexpected ends the session: who answers so is not in step with us, and what
+// it says next could be taken for something else.
+func (s *session) unexpected(typ byte) error {
+	return lostTarget(s.unavailable("the target broke the protocol"), fmt.Errorf("unexpected message %q", typ))
+}
+
+// upstreamFault is the end of a session that cannot reach its target.
+func (s *session) upstreamFault(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if isTooLong(err) {
+		d := s.newDenial(access.LimitExceeded, fmt.Sprintf("a row of the result is larger than %d bytes", s.cfg.MaxRow))
+		d.Hint = "select less in one row"
+		return &fatalError{refuse(d, err.Error()), err}
+	}
+	var frame *frameError
+	if errors.As(err, &frame) {
+		return lostTarget(s.unavailable("the target broke the protocol"), err)
+	}
+	return lostTarget(s.unavailable("the connection to the target is lost"), err)
+}
+
+// targetError relays an error of the target and drops what the target drops:
+// every step up to the next Sync.
+func (s *session) targetError(ctx context.Context, body []byte) error {
+	var e pgproto3.ErrorResponse
+	if err := e.Decode(body); err != nil {
+		return lostTarget(s.unavailable("the target broke the protocol"), err)
+	}
+	if s.steps[0].kind == stepPoison {
+		s.pop()
+		s.skipping = true
+		return nil
+	}
+	var exec *execution
+	var text *statement
+	own := s.steps[0].own
+	for _, st := range s.steps {
+		if st.kind == stepSync {
+			break
+		}
+		if text == nil {
+			text = st.statement
+		}
+		if exec == nil {
+			exec = st.exec
+		}
+	}
+	s.dropToSync()
+	s.skipping, s.discarding = true, true
+	if own != nil {
+		s.discarding = false // whoever ran the gateway's own statement answers
+		return nil
+	}
+	shown := s.shownError(&e, text)
+	if exec != nil {
+		if r := exec.cutBy(s, &e); r != nil {
+			return s.cut(ctx, exec, r)
+		}
+		s.finish(exec, "", errorText(shown))
+	}
+	if err := s.emit(shown); err != nil {
+		return err
+	}
+	if isFatal(&e) {
+		return errTargetClosed
+	}
+	return nil
+}
+
+// dropToSync removes the steps that the target discards after an error, the
+// last first.
+func (s *session) dropToSync() {
+	n := slices.IndexFunc(s.steps, func(st step) bool { return st.kind == stepSync })
+	if n < 0 {
+		n = len(s.steps)
+	}
+	for _, st := range slices.Backward(s.steps[:n]) {
+		if st.undo != nil {
+			st.undo()
+		}
+	}
+	s.sent = max(0, s.sent-n)
+	s.steps = s.steps[n:]
+}
+
+// shownError is e as the client may see it: positions point into the client's
+// own text, and what may hold values of masked columns is gone.
+func (s *session) shownError(e *pgproto3.ErrorResponse, st *statement) *pgproto3.ErrorResponse {
+	shown := *e
+	if s.masked {
+		filterError(&shown)
+	}
+	if shown.Position > 0 && st != nil && st.forward != nil {
+		shown.Position = int32(st.forward.ClientPosition(int(shown.Position)))
+	}
+	return &shown
+}
+
+// notice relays a notice at once, so that the client sees it while it waits.
+func (s *session) notice(ctx context.Context, body []byte) error {
+	var n pgproto3.NoticeResponse
+	if err := n.Decode(body); err != nil {
+		return lostTarget(s.unavailable("the target broke the protocol"), err)
+	}
+	if len(s.steps) > 0 && s.steps[0].quiet {
+		return nil
+	}
+	shown := s.shownError((*pgproto3.ErrorResponse)(&n), nil)
+	shown.Position = 0
+	if err := s.emit((*pgproto3.NoticeResponse)(shown)); err != nil {
+		return err
+	}
+	s.responses = append(s.responses, s.event(access.Event{Notice: &access.Notice{Severity: shown.Severity, Text: shown.Message}}))
+	return s.flush(ctx)
+}
+
+func (s *session) parameterStatus(body []byte) error {
+	var p pgproto3.ParameterStatus
+	if err := p.Decode(body); err != nil {
+		return lostTarget(s.unavailable("the target broke the protocol"), err)
+	}
+	if reportedParameter(p.Name) {
+		s.out = appendFrame(s.out, 'S', body)
+	}
+	return nil
+}
+
+// readyForQuery ends a cycle: the target's word on the transaction counts.
+func (s *session) readyForQuery(ctx context.Context, st step, status byte) error {
+	s.status, s.ran, s.dirty, s.skipping, s.discarding = status, false, false, false, false
+	if status == statusIdle {
+		clear(s.portals) // they ended with their transaction
+	}
+	if st.quiet {
+		return nil
+	}
+	s.out = appendFrame(s.out, 'Z', []byte{status})
+	return s.flush(ctx)
+}
+
+// poison makes the target's transaction fail when there is one, so that a
+// denial within it has the effect of any other error.
+func (s *session) poison(ctx context.Context) error {
+	if s.skipping || s.status == statusFailed || s.status == statusIdle && !s.ran {
+		return nil
+	}
+	if err := s.stage(ctx, step{kind: stepPoison}, &pgproto3.Parse{Name: poisonName, Query: poisonText}); err != nil {
+		return err
+	}
+	return s.drain(ctx)
+}
+
+// The states of ReadyForQuery.
+const (
+	statusIdle   = 'I'
+	statusFailed = 'E'
+)

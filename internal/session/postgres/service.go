@@ -1,0 +1,324 @@
+package postgres
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/sql"
+	"chaperone.dev/chaperone/internal/sql/catalog"
+)
+
+// Config is how the service behaves. A zero value means the default that its
+// comment names.
+type Config struct {
+	// PlaintextOnLoopback lets clients whose address, as Envoy saw it, is a
+	// loopback one go without TLS. All others must use TLS.
+	PlaintextOnLoopback bool
+	// ApprovalWait is how long a held statement waits before the client gets
+	// the request id and may repeat it later. Default 5 minutes.
+	ApprovalWait time.Duration
+	// StartupTimeout bounds everything before authentication. Default 10 s.
+	StartupTimeout time.Duration
+	// DialTimeout bounds reaching and preparing the target. Default 10 s.
+	DialTimeout time.Duration
+	// MaxUnauthenticated bounds connections that have not authenticated, and
+	// MaxSessions those that have. Defaults 256 and 1000.
+	MaxUnauthenticated int
+	MaxSessions        int
+	// MaxMessage bounds one message of a client, MaxRow one row of a result,
+	// in bytes. Defaults 1 MiB and 16 MiB.
+	MaxMessage int
+	MaxRow     int
+	// RecordedResult bounds what is recorded of one statement's rows, in
+	// bytes; the rest is counted. Default 1 MiB.
+	RecordedResult int64
+}
+
+func (c Config) withDefaults() Config {
+	setDefault(&c.ApprovalWait, 5*time.Minute)
+	setDefault(&c.StartupTimeout, 10*time.Second)
+	setDefault(&c.DialTimeout, 10*time.Second)
+	setDefault(&c.MaxUnauthenticated, 256)
+	setDefault(&c.MaxSessions, 1000)
+	setDefault(&c.MaxMessage, 1<<20)
+	setDefault(&c.MaxRow, 16<<20)
+	setDefault(&c.RecordedResult, 1<<20)
+	return c
+}
+
+func setDefault[T int | int64 | time.Duration](v *T, value T) {
+	if *v == 0 {
+		*v = value
+	}
+}
+
+// A Resource is a target as the current configuration has it.
+type Resource struct {
+	Access   access.Resource
+	Address  string // host:port
+	Database string
+	// TLS is how the target proves itself; nil sends the credential and all
+	// else in the clear.
+	TLS  *tls.Config
+	User string
+	// Password is asked for each time that the target is dialled.
+	Password func(context.Context) (access.Secret, error)
+	// SearchPath is what unqualified names mean; default public.
+	SearchPath []string
+	// Unwalled accepts a role that may read masked columns.
+	Unwalled bool
+	// Analyzer judges the statements for this resource.
+	Analyzer Analyzer
+	// Dial replaces the ordinary dialler, for targets behind an egress.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// A Verifier turns a token into its principal.
+type Verifier interface {
+	Verify(ctx context.Context, token access.Secret) (access.Principal, error)
+}
+
+// A Decider is the policy engine.
+type Decider interface {
+	Decide(ctx context.Context, req access.Request) access.Decision
+	Masks(ctx context.Context, p access.Principal, r access.Resource) []access.Mask
+	MayConnect(ctx context.Context, p access.Principal, r access.Resource) bool
+}
+
+// A Recorder stores events: durable when it returns nil. After an error the
+// recorded action must not happen.
+type Recorder interface {
+	Append(ctx context.Context, d access.Durability, evs ...access.Event) error
+}
+
+// Approvals is the lifecycle of held statements. Ask files a question, or
+// returns the live one with the same digest; Wait blocks until it is answered;
+// Consume uses a grant up; Abandon says that nobody waits any more.
+type Approvals interface {
+	Ask(ctx context.Context, ask access.Ask) (access.Approval, error)
+	Wait(ctx context.Context, id string) (access.Approval, error)
+	Consume(ctx context.Context, id, digest string) error
+	Abandon(ctx context.Context, id string) error
+}
+
+// Sessions is the registry of live sessions. The context that Open returns ends
+// with a *access.Denial as its cause; the function closes the session.
+type Sessions interface {
+	Open(ctx context.Context, s access.Session) (context.Context, func(cause string), error)
+}
+
+// An Analyzer reads SQL: *sql.Analyzer.
+type Analyzer interface {
+	Analyze(ctx context.Context, text string, cat *catalog.Snapshot) (*sql.Statement, error)
+	Mask(ctx context.Context, st *sql.Statement, cat *catalog.Snapshot, masks []access.Mask) (*sql.Forward, error)
+}
+
+// A Detector replaces in one text cell what its mask looks for, and reports
+// whether there was any. It must not keep the cell nor change it in place.
+type Detector func(cell []byte) (masked []byte, found bool)
+
+// Deps are the parts that the service joins. All but those marked optional are
+// required.
+type Deps struct {
+	Verifier  Verifier
+	Decider   Decider
+	Recorder  Recorder
+	Approvals Approvals
+	Sessions  Sessions
+	// Resource looks a PostgreSQL resource up by name, each time anew.
+	Resource func(name string) (Resource, bool)
+	// TLS returns the gateway's certificate configuration, each time anew; a
+	// nil function or result means that there is none.
+	TLS func() *tls.Config
+	// Detector builds what a mask with Detect asks for. Optional: without it
+	// statements with such a mask are refused.
+	Detector func(m access.Mask) (Detector, error)
+	// Rejected tells whether an error of the Verifier is a verdict on the
+	// token, rather than the lack of one. Optional: without it every error is.
+	Rejected func(err error) bool
+
+	Log    *slog.Logger          // optional
+	Tracer trace.Tracer          // optional
+	Clock  func() time.Time      // optional
+	Metric prometheus.Registerer // optional
+	// Ticker ticks for the reminders of held statements. Optional.
+	Ticker func(d time.Duration) (tick <-chan time.Time, stop func())
+}
+
+// A Service serves PostgreSQL clients. It is safe for concurrent use.
+type Service struct {
+	cfg      Config
+	deps     Deps
+	metrics  *metrics
+	catalogs *catalogs
+	keys     *cancelKeys
+	pending  chan struct{} // unauthenticated connections
+	live     chan struct{} // sessions
+}
+
+// New checks its arguments; it opens nothing.
+func New(cfg Config, deps Deps) (*Service, error) {
+	if deps.Verifier == nil || deps.Decider == nil || deps.Recorder == nil || deps.Approvals == nil ||
+		deps.Sessions == nil || deps.Resource == nil {
+		return nil, errors.New("postgres service: a required dependency is missing")
+	}
+	cfg = cfg.withDefaults()
+	if deps.Log == nil {
+		deps.Log = slog.New(slog.DiscardHandler)
+	}
+	if deps.Tracer == nil {
+		deps.Tracer = noop.NewTracerProvider().Tracer("")
+	}
+	if deps.Clock == nil {
+		deps.Clock = time.Now
+	}
+	if deps.Ticker == nil {
+		deps.Ticker = func(d time.Duration) (<-chan time.Time, func()) {
+			t := time.NewTicker(d)
+			return t.C, t.Stop
+		}
+	}
+	if deps.TLS == nil {
+		deps.TLS = func() *tls.Config { return nil }
+	}
+	if deps.Rejected == nil {
+		deps.Rejected = func(error) bool { return true }
+	}
+	m, err := newMetrics(deps.Metric)
+	if err != nil {
+		return nil, fmt.Errorf("postgres service: %w", err)
+	}
+	return &Service{
+		cfg: cfg, deps: deps, metrics: m, catalogs: newCatalogs(deps.Clock), keys: newCancelKeys(cfg.MaxSessions),
+		pending: make(chan struct{}, cfg.MaxUnauthenticated), live: make(chan struct{}, cfg.MaxSessions),
+	}, nil
+}
+
+// Serve accepts connections from l, each of which must begin with a PROXY v2
+// header, until ctx ends or l fails. It closes l, and returns when every
+// session has ended; after ctx ended it returns nil.
+func (s *Service) Serve(ctx context.Context, l net.Listener) error {
+	asked := ctx
+	ctx, stop := context.WithCancelCause(context.WithoutCancel(asked)) // so that sessions learn why they end
+	end := func() {
+		stop(shutdown())
+		l.Close()
+	}
+	unwatch := context.AfterFunc(asked, end)
+	defer unwatch()
+	var sessions sync.WaitGroup
+	defer s.catalogs.close()
+	defer sessions.Wait()
+	defer end()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if asked.Err() != nil {
+				return nil
+			}
+			if temporary(ctx, err) {
+				continue
+			}
+			return fmt.Errorf("postgres service: accept: %w", err)
+		}
+		select {
+		case s.pending <- struct{}{}:
+			sessions.Go(func() { s.accept(ctx, conn) })
+		default:
+			s.metrics.refused.WithLabelValues("crowded").Inc()
+			s.deps.Log.Warn("postgres connection closed: too many have not authenticated", "bound", s.cfg.MaxUnauthenticated)
+			conn.Close()
+		}
+	}
+}
+
+// acceptPause is how long a listener rests that lacks file descriptors.
+const acceptPause = 50 * time.Millisecond
+
+// temporary waits a little after a fault of accept that can pass.
+func temporary(ctx context.Context, err error) bool {
+	var fault net.Error
+	if !errors.As(err, &fault) || !fault.Timeout() && !isExhausted(err) {
+		return false
+	}
+	select {
+	case <-time.After(acceptPause):
+	case <-ctx.Done():
+	}
+	return true
+}
+
+// shutdown is why sessions end when the service does.
+func shutdown() *access.Denial {
+	return &access.Denial{
+		RequestID: access.NewRequestID(), Reason: access.SessionEnded, Message: "the gateway is shutting down",
+		Hint: "connect again",
+	}
+}
+
+// accept serves one connection from the first byte to the last. It owns conn
+// and one place in s.pending.
+func (s *Service) accept(ctx context.Context, conn net.Conn) {
+	var once sync.Once
+	authenticated := func() { once.Do(func() { <-s.pending }) }
+	defer authenticated()
+	defer conn.Close()
+	defer func() {
+		if fault := recover(); fault != nil {
+			s.metrics.refused.WithLabelValues("panic").Inc()
+			s.deps.Log.Error("postgres connection closed: panic", "fault", fault, "stack", string(debug.Stack()))
+		}
+	}()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	header, proxied, err := s.proxyHeader(conn)
+	if err != nil {
+		s.metrics.refused.WithLabelValues("proxy-header").Inc()
+		s.deps.Log.Warn("postgres connection closed: no PROXY v2 header", "error", err)
+		return
+	}
+	c := &connection{Service: s, conn: proxied, source: header.SourceAddr, authenticated: authenticated, unwatch: stop}
+	c.tlvs, _ = header.TLVs()
+	c.serve(ctx)
+}
+
+// proxyHeader reads the header that Envoy puts before everything else. Without
+// it nobody vouches for the client's address.
+func (s *Service) proxyHeader(conn net.Conn) (*proxyproto.Header, net.Conn, error) {
+	proxied := proxyproto.NewConn(conn,
+		proxyproto.WithPolicy(proxyproto.REQUIRE),
+		proxyproto.SetReadHeaderTimeout(s.cfg.StartupTimeout),
+		proxyproto.ValidateHeader(validHeader))
+	header := proxied.ProxyHeader()
+	if _, err := proxied.Read(nil); err != nil {
+		return nil, nil, err
+	}
+	if header == nil {
+		return nil, nil, proxyproto.ErrNoProxyProtocol
+	}
+	return header, proxied, nil
+}
+
+func validHeader(h *proxyproto.Header) error {
+	if h.Version != 2 || !h.Command.IsProxy() {
+		return errors.New("not a version 2 PROXY command")
+	}
+	if _, _, ok := h.TCPAddrs(); !ok {
+		return errors.New("not a TCP client")
+	}
+	_, err := h.TLVs()
+	return err
+}

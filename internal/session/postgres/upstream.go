@@ -1,0 +1,192 @@
+package postgres
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// baseDSN names every setting that pgconn would otherwise look for elsewhere;
+// targetConfig then overwrites them.
+const baseDSN = "host=localhost port=5432 user=chaperone password=unused database=chaperone sslmode=disable target_session_attrs=any"
+
+// targetConfig is how a resource is dialled, with the credential in it. Nothing
+// of the environment, of service files or of password files takes part.
+func targetConfig(ctx context.Context, r Resource, settings map[string]string) (*pgx.ConnConfig, error) {
+	host, portText, err := net.SplitHostPort(r.Address)
+	if err != nil {
+		return nil, fmt.Errorf("address of %s: %w", r.Access.Name, err)
+	}
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if err != nil {
+		return nil, fmt.Errorf("port of %s: %w", r.Access.Name, err)
+	}
+	config, err := pgx.ParseConfig(baseDSN)
+	if err != nil {
+		return nil, fmt.Errorf("dial configuration: %w", err)
+	}
+	config.Host, config.Port, config.Database, config.User = host, uint16(port), r.Database, r.User
+	config.TLSConfig, config.Fallbacks = r.TLS, nil
+	config.SSLNegotiation, config.SSLCertMode = "postgres", "allow"
+	config.RequireAuth, config.ChannelBinding = "scram-sha-256", "prefer"
+	config.MinProtocolVersion, config.MaxProtocolVersion = "3.0", "3.0"
+	config.KerberosSrvName, config.KerberosSpn, config.OAuthTokenProvider = "", "", nil
+	config.ConnectTimeout = 0
+	config.ValidateConnect, config.AfterConnect, config.AfterNetConnect = nil, nil, nil
+	config.OnNotice, config.OnNotification = nil, nil
+	config.DialFunc = new(net.Dialer).DialContext
+	if r.Dial != nil {
+		config.DialFunc = r.Dial
+		config.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
+	}
+	if config.TLSConfig != nil && config.TLSConfig.ServerName == "" && !config.TLSConfig.InsecureSkipVerify {
+		config.TLSConfig = config.TLSConfig.Clone()
+		config.TLSConfig.ServerName = host
+	}
+	config.RuntimeParams = ownedSettings(r.searchPath())
+	maps.Copy(config.RuntimeParams, settings)
+	if r.Password == nil {
+		return nil, fmt.Errorf("%s has no credential", r.Access.Name)
+	}
+	password, err := r.Password(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("credential of %s: %w", r.Access.Name, err)
+	}
+	config.Password = password.Reveal()
+	return config, nil
+}
+
+// searchPath is what unqualified names mean, pg_catalog aside.
+func (r Resource) searchPath() []string {
+	if len(r.SearchPath) == 0 {
+		return []string{"public"}
+	}
+	return r.SearchPath
+}
+
+// An upstream is the connection to the target, in the hands of one session.
+// Reading and writing belong to the session's own goroutine; interrupt and
+// cancel may be called from any.
+type upstream struct {
+	pg     *pgconn.PgConn
+	conn   net.Conn
+	r      *bufio.Reader
+	body   []byte
+	maxRow int
+
+	mu         sync.Mutex
+	cancelling chan struct{} // closed when the cancel request under way is done
+	canceller  sync.WaitGroup
+}
+
+// cancelWithin bounds one cancel request to the target.
+const cancelWithin = 5 * time.Second
+
+// dial opens the session's connection to the target.
+func dial(ctx context.Context, r Resource, settings map[string]string, maxRow int) (*upstream, error) {
+	config, err := targetConfig(ctx, r, settings)
+	if err != nil {
+		return nil, err
+	}
+	pg, err := pgconn.ConnectConfig(ctx, &config.Config)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", r.Access.Name, err)
+	}
+	if err := pg.SyncConn(ctx); err != nil {
+		pg.Close(ctx)
+		return nil, fmt.Errorf("dial %s: %w", r.Access.Name, err)
+	}
+	return &upstream{pg: pg, conn: pg.Conn(), r: bufio.NewReaderSize(pg.Conn(), 32<<10), maxRow: maxRow}, nil
+}
+
+// write sends whole messages.
+func (u *upstream) write(b []byte) error {
+	u.settleCancel()
+	_, err := u.conn.Write(b)
+	return err
+}
+
+// read returns the next message. The body is valid until the next read.
+func (u *upstream) read() (byte, []byte, error) {
+	typ, size, err := readHeader(u.r, u.maxRow)
+	if err != nil {
+		return 0, nil, err
+	}
+	const keep = 1 << 20
+	if cap(u.body) > keep && size < keep {
+		u.body = nil
+	}
+	u.body, err = readBody(u.r, u.body, size)
+	return typ, u.body, err
+}
+
+// cancel asks the target to cancel what runs, once at a time, and does not
+// wait. The target gets its own key, over TLS when the session has it.
+func (u *upstream) cancel() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.cancelling != nil {
+		return
+	}
+	done := make(chan struct{})
+	u.cancelling = done
+	u.canceller.Go(func() {
+		defer close(done)
+		ctx, stop := context.WithTimeout(context.Background(), cancelWithin)
+		defer stop()
+		// Without an answer the statement just runs on; what bounds it then is
+		// the end of the connection.
+		_ = u.pg.CancelRequest(ctx)
+	})
+}
+
+// settleCancel waits for a cancel request under way, so that it cannot hit the
+// statement after the one that it was meant for.
+func (u *upstream) settleCancel() {
+	u.mu.Lock()
+	done := u.cancelling
+	u.mu.Unlock()
+	if done == nil {
+		return
+	}
+	<-done
+	u.mu.Lock()
+	u.cancelling = nil
+	u.mu.Unlock()
+}
+
+// interrupt makes reading and writing fail from now on.
+func (u *upstream) interrupt() { u.conn.SetDeadline(time.Unix(1, 0)) }
+
+// close ends the connection; running says that a statement may still be
+// running, which is then cancelled at the target first.
+func (u *upstream) close(running bool) {
+	if running {
+		u.cancel()
+	}
+	u.canceller.Wait()
+	u.conn.SetDeadline(time.Now().Add(farewell))
+	u.conn.Write([]byte{msgTerminate, 0, 0, 0, 4})
+	u.conn.Close()
+}
+
+// lostTarget is the end of a session whose target is gone.
+func lostTarget(d *refusal, err error) error {
+	d.state = sqlstateLost
+	return &fatalError{d, fmt.Errorf("target: %w", err)}
+}
+
+// isTooLong reports a message of the target beyond the bound for rows.
+func isTooLong(err error) bool {
+	var frame *frameError
+	return errors.As(err, &frame) && frame.sqlstate == sqlstateLimit
+}
