@@ -71,6 +71,24 @@ func TestClockJumps(t *testing.T) {
 	}
 }
 
+// What a clock that has gone back says is older than it seems.
+func TestAgeOutlivesAJumpBack(t *testing.T) {
+	t.Parallel()
+	m := &machine{wall: noon}
+	clk := &clock{look: m.look}
+	first := clk.read()
+	m.jump(-time.Hour)
+	clk.read()
+	m.pass(settleBack)
+	if age := clk.read().since(first); age != settleBack {
+		t.Errorf("age %s, want %s", age, settleBack)
+	}
+	m.jump(2 * time.Hour) // as after a sleep
+	if age := clk.read().since(first); age < time.Hour {
+		t.Errorf("age %s, want an hour at least", age)
+	}
+}
+
 // The real clock does not jump in this test, so both readings are one.
 func TestClockOfThisMachine(t *testing.T) {
 	t.Parallel()

@@ -231,6 +231,45 @@ func TestConcurrentUseFetchesOnce(t *testing.T) {
 	}
 }
 
+// However long one fetch takes, there is no second beside it.
+func TestOneFetchAtATime(t *testing.T) {
+	t.Parallel()
+	key := newES256(t, "k1")
+	p := newProvider(t, key)
+	p.answer(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, nil)
+	clock := newFakeClock()
+	v := newVerifier(t, Config{Issuers: []Issuer{p.config("dex")}, Clock: clock.Now})
+	v.issuers[p.URL].keys.source.timeout = time.Hour
+	for range 3 {
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		if _, err := v.Verify(ctx, key.token(p.claims(nil))); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+		cancel()
+		clock.advance(fetchInterval)
+	}
+	<-p.asked
+	if n := p.count(); n != 1 {
+		t.Errorf("%d fetches, want 1", n)
+	}
+}
+
+func TestTokenWithoutKeyNameNeedsOneKey(t *testing.T) {
+	t.Parallel()
+	a, b := newES256(t, "a"), newES256(t, "b")
+	p := newProvider(t, a, newEdDSA(t, "other"))
+	clock := newFakeClock()
+	v := newVerifier(t, Config{Issuers: []Issuer{p.config("dex")}, Clock: clock.Now})
+	token := access.NewSecret(a.sign(`{"alg":"ES256"}`, asJSON(p.claims(nil))))
+	wantVerdict(t, v, token, "accepted")
+	p.publish(a, b)
+	clock.advance(removedKeyLife)
+	v.Invalidate(TokenID(access.NewSecret("none of these")))
+	wantVerdict(t, v, token, "accepted") // its key is published still
+	v.Invalidate(TokenID(token))
+	wantVerdict(t, v, token, "rejected") // but which it was can no longer be told
+}
+
 func TestProviderDown(t *testing.T) {
 	t.Parallel()
 	key := newES256(t, "k1")

@@ -25,9 +25,6 @@ var (
 
 // decodeObject reads exactly one JSON object. Numbers stay json.Number.
 func decodeObject(b []byte) (map[string]any, error) {
-	if !utf8.Valid(b) {
-		return nil, errNotUnicode
-	}
 	if tooDeep(b) {
 		return nil, errTooDeep
 	}
@@ -121,8 +118,9 @@ func decodeElements(d *json.Decoder) (any, error) {
 	return array, err
 }
 
-// whole refuses the replacement character: the decoder puts it wherever an
-// escape was half of a character, so that different texts would become one.
+// whole refuses the replacement character: the decoder puts it wherever bytes
+// were not UTF-8 or an escape was half of a character, so that different texts
+// would become one.
 func whole(s string) error {
 	if strings.ContainsRune(s, utf8.RuneError) {
 		return errNotUnicode

@@ -211,6 +211,13 @@ func (p *provider) count() int {
 	return p.fetches
 }
 
+// wandered are the paths that were asked for and should not have been.
+func (p *provider) wandered() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.strays
+}
+
 func (p *provider) serve(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
 	var answer http.HandlerFunc

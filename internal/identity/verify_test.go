@@ -261,8 +261,8 @@ func TestVerifyRejectsBadTokens(t *testing.T) {
 		})
 	}
 	mustAccept(t, v, access.NewSecret(valid))
-	if p.strays != nil {
-		t.Errorf("fetched %v", p.strays)
+	if strays := p.wandered(); strays != nil {
+		t.Errorf("fetched %v", strays)
 	}
 }
 
