@@ -1,0 +1,223 @@
+package extauthz
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/approval"
+)
+
+// settleTimeout bounds what is still to be said about an approval after its
+// client has gone.
+const settleTimeout = 5 * time.Second
+
+// hold puts the request before the reviewers and, unless the client would
+// rather come back, keeps it until they have answered, it has waited long
+// enough, or it leaves.
+func (c *check) hold(ctx context.Context, d access.Decision) *authv3.CheckResponse {
+	if c.request.Action.HTTP.BodyState == access.BodyUnread {
+		// The grant would not cover the body. Envoy learns with the next
+		// snapshot that bodies of this resource are to be read.
+		return c.refuse(ctx, unavailable("the gateway did not read the request body, so it cannot be put before a reviewer"))
+	}
+	if err := c.record(ctx, c.decided(d)); err != nil {
+		return c.refuse(ctx, unrecorded(err))
+	}
+	_, async := c.message.preferences()
+	ask := c.ask(d)
+	ask.Leased = !async
+	a, err := c.Approvals.Ask(ctx, ask)
+	if err != nil {
+		return c.refuse(ctx, unasked(err))
+	}
+	if a.State == access.Pending && async {
+		return c.accepted(a)
+	}
+	if a.State == access.Pending {
+		var f *fault
+		if a, f = c.await(ctx, ask, a); f != nil {
+			return c.refuse(ctx, f)
+		}
+	}
+	if a.State != access.Granted {
+		return c.refuse(ctx, notGranted(a))
+	}
+	return c.use(ctx, a)
+}
+
+// ask is the question. The digest covers the request target byte for byte, for
+// the call shows it decoded.
+func (c *check) ask(d access.Decision) access.Ask {
+	return access.Ask{Request: c.request, Decision: d, Settings: map[string]string{"target": c.message.target}}
+}
+
+// await waits for the reviewers' answer.
+func (c *check) await(ctx context.Context, ask access.Ask, a access.Approval) (access.Approval, *fault) {
+	release, ok := c.holds.take(c.request.Principal.Key())
+	if !ok {
+		c.abandon(ctx, a)
+		return a, tooMany("too many requests are waiting for reviewers")
+	}
+	defer release()
+	waiting, cancel := context.WithTimeout(ctx, c.wait)
+	defer cancel()
+	waiting, end := startHold(waiting, a.ID)
+	answered, err := c.Approvals.Wait(waiting, a.ID)
+	end(answered.State)
+	switch {
+	case err == nil:
+		return answered, nil
+	case ctx.Err() != nil: // the client left, or the session ended
+		c.abandon(ctx, a)
+		return a, asFault(context.Cause(ctx), "the client left")
+	case waiting.Err() != nil:
+		return a, c.leave(ctx, ask, a)
+	default:
+		c.abandon(ctx, a)
+		return a, unavailable("the gateway lost touch with its reviewers").because(err)
+	}
+}
+
+// leave sends the client away with the id to come back with. The question stays
+// open without it.
+func (c *check) leave(ctx context.Context, ask access.Ask, a access.Approval) *fault {
+	ask.Leased = false
+	if _, err := c.Approvals.Ask(ctx, ask); err != nil {
+		return unasked(err)
+	}
+	f := notGranted(a)
+	f.cause = "no answer within " + c.wait.String()
+	return f
+}
+
+// abandon ends the question, unless it was another request's that this one only
+// joined.
+func (c *check) abandon(ctx context.Context, a access.Approval) {
+	if a.ID != c.id {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+	defer cancel()
+	if err := c.Approvals.Abandon(ctx, a.ID); err != nil {
+		c.log.WarnContext(ctx, "an abandoned request is still open", "request", a.ID, "error", err)
+	}
+}
+
+// use consumes the grant and lets the request through if, by now, the token
+// still stands and policy would still ask the same question.
+func (c *check) use(ctx context.Context, a access.Approval) *authv3.CheckResponse {
+	if ctx.Err() != nil {
+		c.abandon(ctx, a)
+		return c.refuse(ctx, asFault(context.Cause(ctx), "the client left"))
+	}
+	principal := c.request.Principal
+	if f := c.verify(ctx); f != nil {
+		return c.refuse(ctx, f)
+	}
+	if c.request.Principal.Key() != principal.Key() {
+		return c.refuse(ctx, unauthenticated("the token names somebody else than before the hold"))
+	}
+	if err := c.Grants.Consume(ctx, a.ID, a.Digest); err != nil {
+		return c.refuse(ctx, unconsumed(a, err))
+	}
+	d := c.judge(ctx)
+	switch {
+	case d.Effect == access.Allow, d.Effect == access.Approve && access.AskDigest(c.ask(d)) == a.Digest:
+		return c.forward(ctx, d, a.ID)
+	case d.Effect == access.Approve:
+		if err := c.record(ctx, c.decided(d)); err != nil {
+			return c.refuse(ctx, unrecorded(err))
+		}
+		return c.refuse(ctx, unconsumed(a, approval.ErrDigest))
+	default:
+		return c.deny(ctx, d)
+	}
+}
+
+// notGranted words what became of a question that was not granted. It carries
+// the question's id: that is what reviewers know it by.
+func notGranted(a access.Approval) *fault {
+	f := &fault{Denial: access.Denial{RequestID: a.ID, Rule: a.Ask.Decision.Rule(), Revision: a.Ask.Decision.Revision,
+		Reason: access.ApprovalRequired, Requestable: true,
+		Message: "a reviewer has to grant this", Hint: "have " + a.ID + " granted, then send the same request again"}}
+	switch a.State {
+	case access.Refused:
+		f.Reason, f.Message, f.Requestable = access.ApprovalRefused, "a reviewer refused this", false
+		f.Hint = "ask the reviewers why before you ask again"
+	case access.Expired:
+		f.Reason, f.Message = access.ApprovalExpired, "no reviewer granted this in time"
+		f.Hint = "send the request again to ask again"
+	case access.Abandoned, access.Consumed:
+		f.Message, f.Hint = "the question to the reviewers is closed", "send the request again to ask again"
+	}
+	return f
+}
+
+// unconsumed is a grant that could not be used: it was used already, by a
+// twin of this request, or has run out, or is for something else.
+func unconsumed(a access.Approval, err error) *fault {
+	var state *approval.StateError
+	if !errors.As(err, &state) && !errors.Is(err, approval.ErrDigest) && !errors.Is(err, approval.ErrNotFound) {
+		return unavailable("the gateway cannot use the grant now").because(err)
+	}
+	f := notGranted(a)
+	f.cause = err.Error()
+	f.Message, f.Hint = "the grant cannot be used any more", "send the request again to ask again"
+	return f
+}
+
+func unasked(err error) *fault {
+	if errors.Is(err, approval.ErrTooMany) {
+		return tooMany("too many requests for approval are open").because(err)
+	}
+	return unavailable("the gateway cannot ask the reviewers now").because(err)
+}
+
+func tooMany(message string) *fault {
+	return &fault{status: http.StatusTooManyRequests, Denial: access.Denial{
+		Reason: access.LimitExceeded, Message: message, Hint: "wait until some are answered"}}
+}
+
+// holds bounds the requests that wait, in all and by principal.
+type holds struct {
+	max, maxEach int
+
+	mu   sync.Mutex
+	all  int
+	each map[string]int
+}
+
+func newHolds(max, maxEach int) *holds {
+	return &holds{max: max, maxEach: maxEach, each: map[string]int{}}
+}
+
+// take returns the func that gives the place back, or false when there is none.
+func (h *holds) take(principal string) (release func(), ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.all >= h.max || h.each[principal] >= h.maxEach {
+		return nil, false
+	}
+	h.all++
+	h.each[principal]++
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.all--
+		if h.each[principal]--; h.each[principal] == 0 {
+			delete(h.each, principal)
+		}
+	}, true
+}
+
+func (h *holds) count() float64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return float64(h.all)
+}
