@@ -1,0 +1,278 @@
+package policy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/strictyaml"
+)
+
+// A Report is how the cases of a folder came out.
+type Report struct {
+	Cases []CaseResult `json:"cases"`
+	// Untested are the rules that decided no case.
+	Untested []access.RuleRef `json:"untested,omitempty"`
+}
+
+// A CaseResult is one case. It passed when Wrong is empty.
+type CaseResult struct {
+	Name     string          `json:"name"`
+	At       string          `json:"at"` // file:line:column
+	Wrong    []string        `json:"wrong,omitempty"`
+	Request  access.Request  `json:"request"`
+	Decision access.Decision `json:"decision"`
+}
+
+// Passed reports whether every case passed.
+func (r Report) Passed() bool {
+	return !slices.ContainsFunc(r.Cases, func(c CaseResult) bool { return len(c.Wrong) > 0 })
+}
+
+// RunTests runs every tests.yaml in dir and its folders against s. An error
+// means that the cases could not be read; it may be strictyaml.Faults.
+func RunTests(s *Set, dir string) (Report, error) {
+	return runTests(s, os.DirFS(dir), func(name string) string { return filepath.Join(dir, filepath.FromSlash(name)) })
+}
+
+func runTests(s *Set, fsys fs.FS, shown func(string) string) (Report, error) {
+	var report Report
+	var faults strictyaml.Faults
+	decided := map[string]bool{}
+	err := fs.WalkDir(fsys, ".", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if name != "." && strings.HasPrefix(path.Base(name), ".") && entry.IsDir() {
+			return fs.SkipDir
+		}
+		if entry.IsDir() || path.Base(name) != testsName {
+			return nil
+		}
+		data, err := readFile(fsys, name)
+		if err != nil {
+			return err
+		}
+		f, found := decodeCases(shown(name), data)
+		faults = append(faults, found...)
+		if len(found) > 0 {
+			return nil
+		}
+		for i := range f.file.Tests {
+			result := f.run(s, i)
+			for _, ref := range result.Decision.Rules {
+				decided[ref.String()] = true
+			}
+			report.Cases = append(report.Cases, result)
+		}
+		return nil
+	})
+	if err != nil {
+		return Report{}, fmt.Errorf("read tests: %w", err)
+	}
+	if len(faults) > 0 {
+		return Report{}, faults
+	}
+	for _, ref := range s.Rules() {
+		if !decided[ref.String()] {
+			report.Untested = append(report.Untested, ref)
+		}
+	}
+	return report, nil
+}
+
+// A casesFile is one decoded tests.yaml.
+type casesFile struct {
+	file testsFile
+	doc  *strictyaml.Document
+}
+
+func decodeCases(name string, data []byte) (*casesFile, strictyaml.Faults) {
+	f := &casesFile{}
+	var faults strictyaml.Faults
+	if f.doc, faults = strictyaml.Decode(name, data, &f.file); len(faults) > 0 {
+		return f, faults
+	}
+	if len(f.file.Tests) == 0 {
+		faults = append(faults, f.doc.Fault("tests", "there are no cases"))
+	}
+	for i := range f.file.Tests {
+		c, at := &f.file.Tests[i], fmt.Sprintf("tests[%d]", i)
+		fault := func(key, format string, args ...any) {
+			faults = append(faults, f.doc.Fault(at+key, format, args...))
+		}
+		if c.Name == "" {
+			fault(".name", "a case needs a name")
+		}
+		if _, ok := f.file.Principals[c.Who]; !ok {
+			fault(".who", "there is no principal %q under principals", c.Who)
+		}
+		if _, ok := f.file.Resources[c.On]; !ok {
+			fault(".on", "there is no resource %q under resources", c.On)
+		}
+		if (c.SQL == nil) == (c.HTTP == nil) {
+			fault("", "a case needs exactly one of sql and http")
+		}
+		if _, err := parseEffect(c.Expect.Effect); err != nil {
+			fault(".expect.effect", "%s", err)
+		}
+		if c.HTTP != nil {
+			if err := c.HTTP.valid(); err != nil {
+				fault(".http", "%s", err)
+			}
+		}
+	}
+	return f, faults
+}
+
+// run decides case i and compares.
+func (f *casesFile) run(s *Set, i int) CaseResult {
+	c := &f.file.Tests[i]
+	at := c.At.Time
+	if at.IsZero() {
+		at = time.Date(2026, 1, 5, 12, 0, 0, 0, time.UTC)
+	}
+	p, r := f.file.Principals[c.Who], f.file.Resources[c.On]
+	req := access.Request{
+		ID: fmt.Sprintf("case-%d", i), Time: at, Principal: p.principal(),
+		Resource: access.Resource{Name: c.On, Kind: access.Kind(r.Kind), Labels: r.Labels},
+	}
+	if c.SQL != nil {
+		req.Action.SQL = c.SQL.statement()
+	} else {
+		req.Action.HTTP = c.HTTP.call()
+	}
+	d := s.Decide(req, at)
+	return CaseResult{
+		Name: c.Name, At: f.doc.At(fmt.Sprintf("tests[%d]", i)).String(),
+		Wrong: c.Expect.compare(d), Request: req, Decision: d,
+	}
+}
+
+// compare lists what differs; only what the case names is compared.
+func (x *expectFile) compare(d access.Decision) []string {
+	var wrong []string
+	differs := func(what string, want, got any) {
+		wrong = append(wrong, fmt.Sprintf("%s: want %v, got %v", what, want, got))
+	}
+	if x.Effect != d.Effect.String() {
+		differs("effect", x.Effect, d.Effect)
+	}
+	if x.Rule != "" && x.Rule != d.Rule() {
+		differs("rule", x.Rule, d.Rule())
+	}
+	if x.Reason != "" && x.Reason != string(d.Reason) {
+		differs("reason", x.Reason, d.Reason)
+	}
+	o := d.Obligations
+	if want := mergeMasks(x.Masks); x.Masks != nil && !slices.EqualFunc(want, o.Masks, equalMasks) {
+		differs("masks", asJSON(want), asJSON(o.Masks))
+	}
+	if want := x.Limits.limits(); x.Limits != nil && want != o.Limits {
+		differs("limits", asJSON(want), asJSON(o.Limits))
+	}
+	terms := o.Approval
+	if terms == nil {
+		terms = &access.ApprovalTerms{}
+	}
+	if x.Groups != nil && !slices.Equal(x.Groups, terms.Groups) {
+		differs("groups", x.Groups, terms.Groups)
+	}
+	if x.Count != nil && *x.Count != terms.Count {
+		differs("count", *x.Count, terms.Count)
+	}
+	if len(wrong) > 0 && d.Message != "" {
+		wrong = append(wrong, "it says: "+d.Message)
+	}
+	return wrong
+}
+
+func equalMasks(a, b access.Mask) bool {
+	return a.Column == b.Column && a.JSON == b.JSON && a.With == b.With && slices.Equal(a.Detect, b.Detect)
+}
+
+func asJSON(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Sprint(v)
+	}
+	return string(b)
+}
+
+func (p principalFile) principal() access.Principal {
+	out := access.Principal{
+		Issuer: p.Issuer, Subject: p.Subject, User: p.User, Subagent: p.Subagent,
+		Instance: p.Instance, Workflow: p.Workflow, Job: p.Job, Groups: p.Groups,
+	}
+	for _, h := range p.Chain {
+		out.Chain = append(out.Chain, access.Hop{Issuer: h.Issuer, Subject: h.Subject, User: h.User, Actor: h.Actor})
+	}
+	return out
+}
+
+func (s *sqlFile) statement() *access.SQL {
+	out := &access.SQL{
+		Text: s.Text, Command: s.Command, ReadOnly: s.ReadOnly, Tables: s.Tables, Reads: s.Reads, Writes: s.Writes,
+		Columns: s.Columns, Functions: s.Functions, HasWhere: s.HasWhere, Statements: s.Statements,
+		Locks: s.Locks, DDL: s.DDL, Session: s.Session, InTransaction: s.InTransaction, Unknown: s.Unknown,
+	}
+	if out.Statements == 0 {
+		out.Statements = 1
+	}
+	if out.Tables == nil {
+		out.Tables = slices.Concat(s.Reads, s.Writes)
+		slices.Sort(out.Tables)
+		out.Tables = slices.Compact(out.Tables)
+	}
+	return out
+}
+
+func (h *httpFile) valid() error {
+	switch {
+	case h.Method == "" || !strings.HasPrefix(h.Path, "/"):
+		return errors.New("a call needs a method and a path that begins with /")
+	case h.BodyState == nil:
+		return nil
+	}
+	switch state := access.BodyState(*h.BodyState); state {
+	case access.BodyWhole:
+		return nil
+	case access.BodyNone, access.BodyUnread, access.BodyUndecodable:
+		if h.Body != nil {
+			return fmt.Errorf("a body that is %q has no content", bodyStateName(state))
+		}
+		return nil
+	default:
+		return fmt.Errorf("body_state must be empty, unread, whole or undecodable, not %q", state)
+	}
+}
+
+func (h *httpFile) call() *access.HTTPCall {
+	out := &access.HTTPCall{Method: h.Method, Host: h.Host, Path: h.Path, Query: h.Query, Headers: h.Headers}
+	switch {
+	case h.BodyState != nil:
+		out.BodyState = access.BodyState(*h.BodyState)
+	case h.Body != nil:
+		out.BodyState = access.BodyWhole
+	}
+	if out.BodyState != access.BodyWhole {
+		return out
+	}
+	// The gateway decodes JSON with numbers as json.Number; so does a case.
+	encoded, err := json.Marshal(h.Body)
+	decoder := json.NewDecoder(bytes.NewReader(encoded))
+	decoder.UseNumber()
+	if err != nil || decoder.Decode(&out.Body) != nil {
+		out.BodyState, out.Body = access.BodyUndecodable, nil
+	}
+	return out
+}

@@ -1,0 +1,197 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common"
+	"cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/cost"
+	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/parser"
+)
+
+// A condition is one compiled CEL expression. It is immutable, apart from the
+// plan that explains it, which is made when first needed.
+type condition struct {
+	source    string
+	site      site
+	reads     reading
+	always    bool        // the literal true
+	cheap     bool        // cannot exceed maxCost on a small request
+	program   cel.Program // nil when always
+	conjuncts []conjunct
+	literals  []string // string constants in it
+	checked   *cel.Ast
+	explain   func() (cel.Program, error)
+}
+
+// A conjunct is one of the terms that a condition joins by &&.
+type conjunct struct {
+	id   int64
+	expr ast.Expr
+	text string // as written, on one line
+}
+
+// A reading is the set of things that a condition reads.
+type reading uint8
+
+const (
+	readsSQL reading = 1 << iota
+	readsHTTP
+	readsBody
+	readsTime
+)
+
+func (r reading) has(other reading) bool { return r&other != 0 }
+
+// A conditionFault is something wrong in a condition, at a line (from 1) and a
+// column (from 0) of its text. Line 0 is the whole condition.
+type conditionFault struct {
+	line, column int
+	message      string
+}
+
+// compile checks text for the site that it stands at. On faults the condition
+// is nil.
+func (env *environment) compile(s site, text string) (*condition, []conditionFault) {
+	parsed, issues := env.sites[s].Parse(text)
+	if issues.Err() != nil {
+		return nil, issueFaults(issues.Errors(), nil, s, env.vocabulary)
+	}
+	checked, issues := env.sites[s].Check(parsed)
+	if issues.Err() != nil {
+		return nil, issueFaults(issues.Errors(), parsed.NativeRep(), s, env.vocabulary)
+	}
+	tree := checked.NativeRep()
+	check := &checker{vocabulary: env.vocabulary, info: tree.SourceInfo()}
+	if !checked.OutputType().IsExactType(cel.BoolType) {
+		check.fault(tree.Expr(), "must be true or false, not %s; compare it with something", checked.OutputType())
+	}
+	check.visit(tree.Expr())
+	if check.reads.has(readsSQL) && check.reads.has(readsHTTP) {
+		check.fault(tree.Expr(), "no request is both sql and http; write two rules")
+	}
+	if len(check.faults) > 0 {
+		return nil, check.faults
+	}
+	c := &condition{source: text, site: s, reads: check.reads, literals: check.literals, checked: checked}
+	c.conjuncts = conjunctsOf(tree)
+	c.always = tree.Expr().Kind() == ast.LiteralKind && tree.Expr().AsLiteral() == types.True
+	program, err := env.sites[s].Program(checked, cel.EvalOptions(cel.OptOptimize), cel.CustomDecoratorV2(loadZones))
+	if err != nil {
+		return nil, []conditionFault{{message: err.Error()}}
+	}
+	if !c.always {
+		c.program = program
+	}
+	c.explain = sync.OnceValues(func() (cel.Program, error) {
+		return env.sites[s].Program(checked, cel.EvalOptions(cel.OptExhaustiveEval), cel.CustomDecoratorV2(loadZones))
+	})
+	// A body has no bounded size, and the estimator follows a dynamic value
+	// into every shape that it could have.
+	if !c.reads.has(readsBody) {
+		estimate, err := env.sites[s].EstimateCost(checked, smallRequest{})
+		c.cheap = err == nil && estimate.Max <= maxCost
+	}
+	return c, nil
+}
+
+// conjunctsOf splits the expression at its outermost &&.
+func conjunctsOf(tree *ast.AST) []conjunct {
+	var terms []conjunct
+	var split func(e ast.Expr)
+	split = func(e ast.Expr) {
+		if e.Kind() == ast.CallKind && e.AsCall().FunctionName() == operators.LogicalAnd {
+			for _, arg := range e.AsCall().Args() {
+				split(arg)
+			}
+			return
+		}
+		text, err := parser.Unparse(e, tree.SourceInfo())
+		if err != nil {
+			text = "its condition"
+		}
+		terms = append(terms, conjunct{e.ID(), e, strings.Join(strings.Fields(text), " ")})
+	}
+	split(tree.Expr())
+	return terms
+}
+
+// issueFaults turns CEL's findings into faults that say what to write instead.
+func issueFaults(found []*common.Error, parsed *ast.AST, s site, v *vocabulary) []conditionFault {
+	var faults []conditionFault
+	for _, e := range found {
+		message := strings.TrimSuffix(e.Message, " (in container '')")
+		if parsed != nil {
+			message = clearer(message, e.ExprID, parsed, s, v)
+		}
+		line, column := 0, 0
+		if e.Location.Line() > 0 {
+			line, column = e.Location.Line(), e.Location.Column()
+		}
+		f := conditionFault{line, column, message}
+		if !slices.Contains(faults, f) {
+			faults = append(faults, f)
+		}
+	}
+	return faults
+}
+
+// clearer rewords the two findings that authors meet most: a field that does
+// not exist, and a variable that may not be read here.
+func clearer(message string, id int64, parsed *ast.AST, s site, v *vocabulary) string {
+	for _, e := range ast.MatchDescendants(ast.NavigateAST(parsed), func(e ast.NavigableExpr) bool { return e.ID() == id }) {
+		switch {
+		case e.Kind() == ast.SelectKind && strings.HasPrefix(message, "undefined field"):
+			operand := e.AsSelect().Operand()
+			if operand.Kind() != ast.IdentKind {
+				return message
+			}
+			if t := v.variableType(operand.AsIdent()); t != nil {
+				return fmt.Sprintf("%s has no field %s; it has %s", t.variable, e.AsSelect().FieldName(), t.names())
+			}
+		case e.Kind() == ast.IdentKind && (v.variableType(e.AsIdent()) != nil || e.AsIdent() == "now"):
+			return fmt.Sprintf("a %s condition cannot read %s; it can read %s", s, e.AsIdent(), strings.Join(s.readable(), ", "))
+		}
+	}
+	return message
+}
+
+// smallRequest are the sizes up to which a request counts as small (see
+// evaluation.begin). A condition that cannot exceed maxCost on any small
+// request is evaluated on them without counting.
+type smallRequest struct{}
+
+const (
+	smallText = 8192 // bytes of the statement
+	smallList = 64   // elements of a list or a map
+	smallName = 256  // bytes of any other string
+)
+
+// EstimateCallCost implements cost.Estimator: the library's own costs hold.
+func (smallRequest) EstimateCallCost(string, string, *cost.AstNode, []cost.AstNode) *cost.CallEstimate {
+	return nil
+}
+
+// EstimateSize implements cost.Estimator.
+func (smallRequest) EstimateSize(element cost.AstNode) *cost.SizeEstimate {
+	path := element.Path()
+	if len(path) == 0 {
+		return nil
+	}
+	upTo := func(n uint64) *cost.SizeEstimate { return &cost.SizeEstimate{Min: 0, Max: n} }
+	switch {
+	case slices.Equal(path, []string{"sql", "text"}):
+		return upTo(smallText)
+	case element.Type().Kind() == types.ListKind, element.Type().Kind() == types.MapKind:
+		return upTo(smallList)
+	case element.Type().Kind() == types.StringKind:
+		return upTo(smallName)
+	}
+	return nil
+}

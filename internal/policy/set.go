@@ -1,0 +1,116 @@
+package policy
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"hash/maphash"
+	"sync"
+
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/strictyaml"
+)
+
+// A Set is every policy of one revision, compiled. It never changes and is safe
+// for concurrent use. What it remembers about principals and resources is
+// bounded and goes with it.
+type Set struct {
+	revision string
+	policies []*policy // in file order
+	env      *environment
+	seed     maphash.Seed
+	targets  *cache[*target]
+	scopes   *cache[*scope]
+	idle     sync.Pool // of *evaluation
+}
+
+// A policy is one compiled file.
+type policy struct {
+	name        string
+	file        string
+	description string
+	principal   *condition
+	resource    *condition
+	rules       []*rule
+	needs       requirement
+}
+
+// A rule is one compiled rule. Its slices are shared with decisions and never
+// written again.
+type rule struct {
+	policy   *policy
+	refs     []access.RuleRef // exactly one: itself
+	effect   access.Effect
+	when     *condition
+	message  string
+	masks    []access.Mask
+	limits   access.Limits
+	approval *access.ApprovalTerms
+	at       strictyaml.Position
+}
+
+func (r *rule) ref() access.RuleRef { return r.refs[0] }
+
+// fits reports whether the rule's condition can be about the action at all: a
+// condition on sql never matches an HTTP request, nor the other way around.
+func (r *rule) fits(a access.Action) bool {
+	return (a.SQL != nil || !r.when.reads.has(readsSQL)) && (a.HTTP != nil || !r.when.reads.has(readsHTTP))
+}
+
+// empty reports whether there is nothing to decide by: no Set, or the zero Set.
+func (s *Set) empty() bool { return s == nil || s.env == nil }
+
+// Revision names the set's content: "rev_" and 12 hexadecimal digits. Two sets
+// with the same policies have the same revision; comments and layout of the
+// files do not count.
+func (s *Set) Revision() string { return s.revision }
+
+// Rules names every rule, in file order.
+func (s *Set) Rules() []access.RuleRef {
+	var refs []access.RuleRef
+	for _, p := range s.policies {
+		for _, r := range p.rules {
+			refs = append(refs, r.ref())
+		}
+	}
+	return refs
+}
+
+// newSet joins compiled policies, which are in file order.
+func newSet(env *environment, policies []*policy) *Set {
+	s := &Set{
+		policies: policies,
+		env:      env,
+		seed:     maphash.MakeSeed(),
+		targets:  newCache[*target](maxTargetWeight),
+		scopes:   newCache[*scope](maxScopeWeight),
+	}
+	sum := sha256.New()
+	for _, p := range policies {
+		fmt.Fprintf(sum, "%q %q %q %q\n", p.name, p.description, p.principal.source, p.resource.source)
+		for _, r := range p.rules {
+			fmt.Fprintln(sum, r.ref().Hash)
+		}
+	}
+	s.revision = "rev_" + hex.EncodeToString(sum.Sum(nil))[:12]
+	s.idle.New = func() any { return newEvaluation(s) }
+	return s
+}
+
+// ruleHash is the digest of everything that the rule says, its policy's
+// conditions included. Layout and comments do not count.
+func ruleHash(p *policyFile, r *ruleFile, built *rule) string {
+	b, err := json.Marshal(struct {
+		Policy, Principal, Resource, Rule, When, Message string
+		Effect                                           access.Effect
+		Masks                                            []access.Mask
+		Limits                                           access.Limits
+		Approval                                         *access.ApprovalTerms
+	}{p.Policy, p.Principal.text, p.Resource.text, r.Name, r.When.text, r.Message, built.effect, r.Mask, built.limits, built.approval})
+	if err != nil { // only strings, numbers and lists of them
+		panic("policy: rule hash: " + err.Error())
+	}
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
