@@ -66,6 +66,12 @@ func AskDigest(a Ask) string {
 		call.Body = nil // BodyDigest stands for it
 		action.HTTP = &call
 	}
+	if len(a.Settings) == 0 {
+		a.Settings = nil // as it comes back from a store
+	}
+	if len(a.Decision.Rules) == 0 {
+		a.Decision.Rules = nil
+	}
 	b, err := json.Marshal(struct {
 		Principal Principal
 		Resource  Resource
