@@ -36,6 +36,7 @@ type world struct {
 	wait       func(ctx context.Context, a access.Approval) (access.Approval, error)
 	askErr     error
 	consumeErr error
+	detachErr  error
 
 	mu        sync.Mutex
 	steps     []string
@@ -188,6 +189,11 @@ func (w *world) Abandon(ctx context.Context, _ string) error {
 	defer w.mu.Unlock()
 	w.abandoned = append(w.abandoned, ctx.Err())
 	return nil
+}
+
+func (w *world) Detach(context.Context, string) error {
+	w.step("detach")
+	return w.detachErr
 }
 
 func (w *world) grant(t *testing.T) {
@@ -427,6 +433,12 @@ func TestFaultsRefuse(t *testing.T) {
 			w.decide = approve("x")
 			w.wait = func(context.Context, access.Approval) (access.Approval, error) { return access.Approval{}, down }
 		}, get(), 503, access.Unavailable},
+		{"no answer in time, and no leaving the question behind", func(w *world) {
+			w.decide, w.detachErr = approve("x"), down
+		}, get(), 503, access.Unavailable},
+		{"refused in the last moment", func(w *world) {
+			w.decide, w.detachErr = approve("x"), &approval.StateError{State: access.Refused}
+		}, get(), 403, access.ApprovalRefused},
 		{"consuming fails", func(w *world) {
 			w.decide, w.wait, w.consumeErr = approve("x"), answers(access.Granted), down
 		}, get(), 503, access.Unavailable},
@@ -512,9 +524,9 @@ func TestNoAnswerInTime(t *testing.T) {
 	if o.body["request_id"] != first || o.body["requestable"] != true || len(w.live) != 1 {
 		t.Fatalf("got %v", o.body)
 	}
-	// The question is left behind, unleased, and answered later.
+	// The question is left behind and answered later.
 	steps := w.takeSteps()
-	if slices.Contains(steps, "abandon") || steps[len(steps)-3] != "ask leased=false" {
+	if slices.Contains(steps, "abandon") || !slices.Contains(steps, "detach") {
 		t.Fatalf("steps %v", steps)
 	}
 	w.grant(t)

@@ -41,7 +41,7 @@ func (c *check) hold(ctx context.Context, d access.Decision) *authv3.CheckRespon
 	}
 	if a.State == access.Pending {
 		var f *fault
-		if a, f = c.await(ctx, ask, a); f != nil {
+		if a, f = c.await(ctx, a); f != nil {
 			return c.refuse(ctx, f)
 		}
 	}
@@ -58,7 +58,7 @@ func (c *check) ask(d access.Decision) access.Ask {
 }
 
 // await waits for the reviewers' answer.
-func (c *check) await(ctx context.Context, ask access.Ask, a access.Approval) (access.Approval, *fault) {
+func (c *check) await(ctx context.Context, a access.Approval) (access.Approval, *fault) {
 	release, ok := c.holds.take(c.request.Principal.Key())
 	if !ok {
 		c.abandon(ctx, a)
@@ -77,7 +77,7 @@ func (c *check) await(ctx context.Context, ask access.Ask, a access.Approval) (a
 		c.abandon(ctx, a)
 		return a, asFault(context.Cause(ctx), "the client left")
 	case waiting.Err() != nil:
-		return a, c.leave(ctx, ask, a)
+		return a, c.leave(ctx, a)
 	default:
 		c.abandon(ctx, a)
 		return a, unavailable("the gateway lost touch with its reviewers").because(err)
@@ -86,10 +86,14 @@ func (c *check) await(ctx context.Context, ask access.Ask, a access.Approval) (a
 
 // leave sends the client away with the id to come back with. The question stays
 // open without it.
-func (c *check) leave(ctx context.Context, ask access.Ask, a access.Approval) *fault {
-	ask.Leased = false
-	if _, err := c.Approvals.Ask(ctx, ask); err != nil {
-		return unasked(err)
+func (c *check) leave(ctx context.Context, a access.Approval) *fault {
+	var answered *approval.StateError
+	if err := c.Departures.Detach(ctx, a.ID); err != nil && !errors.As(err, &answered) {
+		c.abandon(ctx, a)
+		return unavailable("the gateway lost touch with its reviewers").because(err)
+	}
+	if answered != nil {
+		a.State = answered.State
 	}
 	f := notGranted(a)
 	f.cause = "no answer within " + c.wait.String()
@@ -104,7 +108,7 @@ func (c *check) abandon(ctx context.Context, a access.Approval) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 	defer cancel()
-	if err := c.Approvals.Abandon(ctx, a.ID); err != nil {
+	if err := c.Departures.Abandon(ctx, a.ID); err != nil {
 		c.log.WarnContext(ctx, "an abandoned request is still open", "request", a.ID, "error", err)
 	}
 }
@@ -123,7 +127,7 @@ func (c *check) use(ctx context.Context, a access.Approval) *authv3.CheckRespons
 	if c.request.Principal.Key() != principal.Key() {
 		return c.refuse(ctx, unauthenticated("the token names somebody else than before the hold"))
 	}
-	if err := c.Grants.Consume(ctx, a.ID, a.Digest); err != nil {
+	if err := c.Approvals.Consume(ctx, a.ID, a.Digest); err != nil {
 		return c.refuse(ctx, unconsumed(a, err))
 	}
 	d := c.judge(ctx)

@@ -52,19 +52,23 @@ type Recorder interface {
 	Append(ctx context.Context, d access.Durability, evs ...access.Event) error
 }
 
-// Approvals keeps questions to reviewers.
+// Approvals puts questions to reviewers.
 type Approvals interface {
-	// Ask files the question, or returns the live one of the same digest.
+	// Ask files the question, or returns the live one of the same digest that
+	// is not bound to the life of another client.
 	Ask(ctx context.Context, ask access.Ask) (access.Approval, error)
 	// Wait returns once it is no longer pending, or when ctx ends.
 	Wait(ctx context.Context, id string) (access.Approval, error)
-	// Abandon ends it because nobody waits for it any more.
-	Abandon(ctx context.Context, id string) error
+	// Consume uses the grant; when it returns nil, this request may run.
+	Consume(ctx context.Context, id, digest string) error
 }
 
-// Grants lets a granted question be used, exactly once.
-type Grants interface {
-	Consume(ctx context.Context, id, digest string) error
+// Departures says what becomes of a question whose client goes.
+type Departures interface {
+	// Detach leaves it open for the client to come back to.
+	Detach(ctx context.Context, id string) error
+	// Abandon ends it.
+	Abandon(ctx context.Context, id string) error
 }
 
 // Sessions groups the requests of one principal to one resource.
@@ -77,18 +81,18 @@ type Sessions interface {
 
 // Dependencies are what a Server works with; all are required.
 type Dependencies struct {
-	Verifier  Verifier
-	Resources Resources
-	Decider   Decider
-	Recorder  Recorder
-	Approvals Approvals
-	Grants    Grants
-	Sessions  Sessions
+	Verifier   Verifier
+	Resources  Resources
+	Decider    Decider
+	Recorder   Recorder
+	Approvals  Approvals
+	Departures Departures
+	Sessions   Sessions
 }
 
 func (d Dependencies) complete() bool {
 	return d.Verifier != nil && d.Resources != nil && d.Decider != nil && d.Recorder != nil &&
-		d.Approvals != nil && d.Grants != nil && d.Sessions != nil
+		d.Approvals != nil && d.Departures != nil && d.Sessions != nil
 }
 
 // Bounds on requests that wait for a reviewer, when Config sets none.
