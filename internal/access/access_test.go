@@ -75,6 +75,7 @@ func TestAskDigestBindsWhatRuns(t *testing.T) {
 		"another session":    {func(a *Ask) { a.Request.Session = "ses_2" }, true},
 		"another time":       {func(a *Ask) { a.Request.Time = time.Unix(2, 0) }, true},
 		"another token":      {func(a *Ask) { a.Request.Principal.Token.ID = "t2" }, true},
+		"another trace":      {func(a *Ask) { a.Trace = "00-1-2-01" }, true},
 		"another revision":   {func(a *Ask) { a.Decision.Revision = "rev_2" }, true},
 		"another text":       {func(a *Ask) { a.Request.Action.SQL.Text = "update t set a = $1 " }, false},
 		"another forward":    {func(a *Ask) { a.Request.Action.SQL.Forward = "x" }, false},

@@ -32,6 +32,9 @@ type Ask struct {
 	// Leased asks die with their client: nobody is left to run them. An HTTP
 	// 202 leaves its ask behind on purpose.
 	Leased bool `json:"leased"`
+	// Trace is the W3C traceparent of the span that waits, for the reviewer's
+	// own trace to link to. No grant depends on it.
+	Trace string `json:"trace,omitempty"`
 }
 
 // An Approval is an Ask and what became of it.

@@ -32,6 +32,8 @@ type Config struct {
 	// Dir is the folder of the file; Digest identifies its text.
 	Dir    string `yaml:"-"`
 	Digest string `yaml:"-"`
+
+	files []string
 }
 
 // Listen says where clients reach Envoy.
@@ -219,3 +221,7 @@ func Load(path string) (*Config, error) {
 func Schema() []byte {
 	return strictyaml.JSONSchema("chaperone configuration", Config{})
 }
+
+// Files are the files that secret references name: certificates, keys and
+// credentials. A change of one makes a new revision.
+func (c *Config) Files() []string { return c.files }

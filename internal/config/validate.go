@@ -68,6 +68,9 @@ func (v *validation) secret(path string, r *SecretRef, needed bool) {
 	if err := r.read(v.config.Dir); err != nil {
 		v.fault(path, "cannot be read: %s", err)
 	}
+	if r.File != "" {
+		v.config.files = append(v.config.files, r.File)
+	}
 }
 
 func (v *validation) certificates(path string, r *SecretRef) {
@@ -119,8 +122,8 @@ func (v *validation) identity(id *Identity) {
 	if id.KeyAge == 0 {
 		id.KeyAge = time.Hour
 	}
-	if id.KeyAge > 24*time.Hour {
-		v.fault("identity.key_age", "is %s; 24h at most", id.KeyAge)
+	if id.KeyAge < 10*time.Second || id.KeyAge > 24*time.Hour {
+		v.fault("identity.key_age", "is %s; it must be from 10s to 24h", id.KeyAge)
 	}
 	if len(id.Issuers) == 0 {
 		v.fault("identity.issuers", "at least one issuer is needed")
