@@ -47,32 +47,33 @@ type Relation struct {
 	Triggers    []Trigger    `json:"triggers,omitempty"`    // not internal ones
 }
 
-// A Column is one live row of pg_attribute with a positive number.
+// A Column is one live row of pg_attribute with a positive number. The type of
+// a domain is that of its base, as on the wire: a mask of the domain itself
+// would run its checks.
 type Column struct {
 	Number     int16    `json:"number"`
 	Name       string   `json:"name"`
 	TypeOID    uint32   `json:"type_oid"`
-	Type       string   `json:"type"` // format_type(atttypid, atttypmod) with pg_catalog alone on the path
-	Typmod     int32    `json:"typmod"`
 	TypeSchema string   `json:"type_schema"`
-	TypeKind   string   `json:"type_kind"`           // pg_type.typtype: b, c, d, e, p, r, m
-	Collation  string   `json:"collation,omitempty"` // schema.name quoted, when it is not the type's default
+	TypeName   string   `json:"type_name"`           // pg_type.typname, for example varchar or _int4
+	Typmod     int32    `json:"typmod"`              // -1 for none
+	TypeKind   string   `json:"type_kind"`           // pg_type.typtype, of the element for an array: b, c, e, p, r, m
+	OwnType    string   `json:"own_type,omitempty"`  // schema.name when the type, its element or its domain is outside pg_catalog
+	Extension  string   `json:"extension,omitempty"` // that OwnType belongs to
+	Collation  string   `json:"collation,omitempty"` // SQL text, when it is not the type's own
 	NotNull    bool     `json:"not_null,omitempty"`
 	Generated  bool     `json:"generated,omitempty"`
 	From       []string `json:"from,omitempty"` // columns of the same relation that a generated column is computed from
 	CanSelect  bool     `json:"can_select"`     // has_column_privilege(…, 'SELECT')
 }
 
-// A Constraint is a primary key, unique or exclusion constraint (or unique
-// index), or a reference.
+// A Constraint is a primary key, unique, exclusion or check constraint, a unique
+// index, or a reference.
 type Constraint struct {
-	Kind       string   `json:"kind"` // pg_constraint.contype: p, u, x, f
-	Columns    []string `json:"columns"`
+	Kind       string   `json:"kind"`                 // pg_constraint.contype: p, u, x, c, f
+	Columns    []string `json:"columns"`              // every column that takes part, in expressions too
 	References uint32   `json:"references,omitempty"` // the other relation, for f
 	Referenced []string `json:"referenced,omitempty"` // its columns
-	OnDelete   string   `json:"on_delete,omitempty"`  // confdeltype: a, r, c, n, d
-	OnUpdate   string   `json:"on_update,omitempty"`
-	Expression bool     `json:"expression,omitempty"` // a unique index over expressions or with a predicate
 }
 
 // A Trigger is a user's trigger.
