@@ -10,14 +10,19 @@ import (
 	"cel.dev/cel-go/common/types"
 )
 
-// A checker walks a type-checked condition, notes what it reads and finds what
-// CEL would accept but a policy may not hold.
+// A checker walks a parsed condition, notes what it reads and finds what CEL
+// would accept but a policy may not hold.
 type checker struct {
 	vocabulary *vocabulary
 	info       *ast.SourceInfo
 	reads      reading
 	literals   []string
 	faults     []conditionFault
+}
+
+// whole reports a fault of the condition as such.
+func (c *checker) whole(format string, args ...any) {
+	c.faults = append(c.faults, conditionFault{message: fmt.Sprintf(format, args...)})
 }
 
 func (c *checker) fault(e ast.Expr, format string, args ...any) {
@@ -56,13 +61,17 @@ func (c *checker) visit(e ast.Expr) {
 	}
 }
 
+// variableName is the name that an identifier stands for: CEL takes .sql for
+// sql.
+func variableName(e ast.Expr) string { return strings.TrimPrefix(e.AsIdent(), ".") }
+
 // ident sees variables that are read whole; selection has taken the others.
 func (c *checker) ident(e ast.Expr) {
-	if e.AsIdent() == "now" {
+	if variableName(e) == "now" {
 		c.reads |= readsTime
 		return
 	}
-	if t := c.vocabulary.variableType(e.AsIdent()); t != nil {
+	if t := c.vocabulary.variableType(variableName(e)); t != nil {
 		c.fault(e, "%s is not a value of its own; read one of its fields: %s", t.variable, t.names())
 	}
 }
@@ -72,7 +81,7 @@ func (c *checker) selection(e ast.Expr) {
 	operand := s.Operand()
 	var t *objectType
 	if operand.Kind() == ast.IdentKind {
-		t = c.vocabulary.variableType(operand.AsIdent())
+		t = c.vocabulary.variableType(variableName(operand))
 	}
 	if t == nil {
 		c.headerName(operand, s.FieldName(), e)
@@ -144,7 +153,7 @@ func (c *checker) headerName(of ast.Expr, name string, at ast.Expr) {
 	if of.Kind() != ast.SelectKind || of.AsSelect().FieldName() != "headers" {
 		return
 	}
-	if root := of.AsSelect().Operand(); root.Kind() == ast.IdentKind && root.AsIdent() == "http" && strings.ToLower(name) != name {
+	if root := of.AsSelect().Operand(); root.Kind() == ast.IdentKind && variableName(root) == "http" && strings.ToLower(name) != name {
 		c.fault(at, "header names are lower case: %q", strings.ToLower(name))
 	}
 }

@@ -63,18 +63,18 @@ func (env *environment) compile(s site, text string) (*condition, []conditionFau
 	if issues.Err() != nil {
 		return nil, issueFaults(issues.Errors(), nil, s, env.vocabulary)
 	}
+	check := &checker{vocabulary: env.vocabulary, info: parsed.NativeRep().SourceInfo()}
+	check.visit(parsed.NativeRep().Expr())
+	if check.reads.has(readsSQL) && check.reads.has(readsHTTP) {
+		check.whole("no request is both sql and http; write two rules")
+	}
 	checked, issues := env.sites[s].Check(parsed)
 	if issues.Err() != nil {
-		return nil, issueFaults(issues.Errors(), parsed.NativeRep(), s, env.vocabulary)
+		return nil, append(issueFaults(issues.Errors(), parsed.NativeRep(), s, env.vocabulary), check.faults...)
 	}
 	tree := checked.NativeRep()
-	check := &checker{vocabulary: env.vocabulary, info: tree.SourceInfo()}
 	if !checked.OutputType().IsExactType(cel.BoolType) {
-		check.fault(tree.Expr(), "must be true or false, not %s; compare it with something", checked.OutputType())
-	}
-	check.visit(tree.Expr())
-	if check.reads.has(readsSQL) && check.reads.has(readsHTTP) {
-		check.fault(tree.Expr(), "no request is both sql and http; write two rules")
+		check.whole("must be true or false, not %s; compare it with something", checked.OutputType())
 	}
 	if len(check.faults) > 0 {
 		return nil, check.faults
@@ -126,7 +126,7 @@ func conjunctsOf(tree *ast.AST) []conjunct {
 func issueFaults(found []*common.Error, parsed *ast.AST, s site, v *vocabulary) []conditionFault {
 	var faults []conditionFault
 	for _, e := range found {
-		message := strings.TrimSuffix(e.Message, " (in container '')")
+		message := reworded(strings.TrimSuffix(e.Message, " (in container '')"))
 		if parsed != nil {
 			message = clearer(message, e.ExprID, parsed, s, v)
 		}
@@ -142,6 +142,21 @@ func issueFaults(found []*common.Error, parsed *ast.AST, s site, v *vocabulary) 
 	return faults
 }
 
+// reworded replaces findings that speak of the parser rather than of the text.
+func reworded(message string) string {
+	syntax, isSyntax := strings.CutPrefix(message, "Syntax error: ")
+	switch {
+	case isSyntax && strings.Contains(syntax, "'<EOF>'"):
+		return "the condition ends too early"
+	case isSyntax:
+		what, _, _ := strings.Cut(syntax, " expecting ")
+		return "syntax error: " + what
+	case message == "invalid matches argument":
+		return "this is not a regular expression (RE2)"
+	}
+	return message
+}
+
 // clearer rewords the two findings that authors meet most: a field that does
 // not exist, and a variable that may not be read here.
 func clearer(message string, id int64, parsed *ast.AST, s site, v *vocabulary) string {
@@ -152,11 +167,11 @@ func clearer(message string, id int64, parsed *ast.AST, s site, v *vocabulary) s
 			if operand.Kind() != ast.IdentKind {
 				return message
 			}
-			if t := v.variableType(operand.AsIdent()); t != nil {
+			if t := v.variableType(variableName(operand)); t != nil {
 				return fmt.Sprintf("%s has no field %s; it has %s", t.variable, e.AsSelect().FieldName(), t.names())
 			}
-		case e.Kind() == ast.IdentKind && (v.variableType(e.AsIdent()) != nil || e.AsIdent() == "now"):
-			return fmt.Sprintf("a %s condition cannot read %s; it can read %s", s, e.AsIdent(), strings.Join(s.readable(), ", "))
+		case e.Kind() == ast.IdentKind && (v.variableType(variableName(e)) != nil || variableName(e) == "now"):
+			return fmt.Sprintf("a %s condition cannot read %s; it can read %s", s, variableName(e), strings.Join(s.readable(), ", "))
 		}
 	}
 	return message

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,8 +66,11 @@ func (s *Set) decide(e *evaluation, sc *scope) access.Decision {
 			switch {
 			case err != nil:
 				fail(c.policy, r, err)
-			case out == yes, out == unknown && r.effect == access.Deny:
+			case out == yes:
 				e.matched[r.effect] = append(e.matched[r.effect], r)
+			case out == unknown && r.effect == access.Deny:
+				e.matched[r.effect] = append(e.matched[r.effect], r)
+				e.suspects = append(e.suspects, r)
 			}
 		}
 	}
@@ -128,6 +132,9 @@ func (s *Set) forbidden(e *evaluation, denies []*rule) access.Decision {
 	d := access.Decision{Effect: access.Deny, Rules: refsOf(denies), Reason: access.DeniedByRule, Message: denies[0].message, Revision: s.revision}
 	if d.Message == "" {
 		d.Message = fmt.Sprintf("rule %s forbids %s", denies[0].ref(), describe(&e.req))
+	}
+	if slices.Contains(e.suspects, denies[0]) {
+		d.Hint = "it could not be ruled out that the rule applies" + whyUnknown(&e.req)
 	}
 	return d
 }

@@ -44,6 +44,7 @@ type evaluation struct {
 	http      *object
 	request   *object
 	matched   [3][]*rule // by effect
+	suspects  []*rule    // deny rules that match because something is unknown
 }
 
 func newEvaluation(s *Set) *evaluation {
@@ -81,6 +82,8 @@ func (s *Set) end(e *evaluation) {
 		clear(e.matched[i])
 		e.matched[i] = e.matched[i][:0]
 	}
+	clear(e.suspects)
+	e.suspects = e.suspects[:0]
 	s.idle.Put(e)
 }
 

@@ -182,10 +182,10 @@ func (p PolicyTrace) write(b *strings.Builder) {
 
 func writeTerms(b *strings.Builder, label string, terms []TermTrace) {
 	for _, t := range terms {
-		value := t.Value
+		fmt.Fprintf(b, "%s %-7s %s", label, t.Value, t.Text)
 		if t.Error != "" {
-			value += ": " + t.Error
+			fmt.Fprintf(b, " (%s)", t.Error)
 		}
-		fmt.Fprintf(b, "%s %-7s %s\n", label, value, t.Text)
+		fmt.Fprintln(b)
 	}
 }

@@ -155,10 +155,14 @@ func (l *loader) decode(name string, data []byte) {
 	var faults strictyaml.Faults
 	f.doc, faults = strictyaml.Decode(name, data, &f.policy)
 	l.faults = append(l.faults, faults...)
-	if len(faults) == 0 {
+	undecoded := map[string]bool{}
+	for _, fault := range faults {
+		undecoded[fault.Path] = true
+	}
+	if !undecoded[""] { // else there is no document to speak of
 		v := newValidator(f.doc)
 		v.policy(&f.policy)
-		l.faults = append(l.faults, v.faults...)
+		l.faults = append(l.faults, slices.DeleteFunc(v.faults, func(fault strictyaml.Fault) bool { return undecoded[fault.Path] })...)
 	}
 	l.files = append(l.files, f)
 }

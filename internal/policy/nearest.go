@@ -146,16 +146,20 @@ func (f *shortfall) hint(req *access.Request) string {
 	}
 	hint := fmt.Sprintf("rule %s would %s if: %s", f.rule.ref(), consequence, shortened(strings.Join(terms, " && ")))
 	if uncertain {
-		hint += " (not known here"
-		if sql := req.Action.SQL; sql != nil && len(sql.Unknown) > 0 {
-			hint += ": " + shortened(strings.Join(sql.Unknown, "; "))
-		}
-		if http := req.Action.HTTP; http != nil {
-			hint += ": the body is " + bodyStateName(http.BodyState)
-		}
-		hint += ")"
+		hint += " (not known here" + whyUnknown(req) + ")"
 	}
 	return hint
+}
+
+// whyUnknown says what about req is not known, after a colon.
+func whyUnknown(req *access.Request) string {
+	if sql := req.Action.SQL; sql != nil && len(sql.Unknown) > 0 {
+		return ": " + shortened(strings.Join(sql.Unknown, "; "))
+	}
+	if http := req.Action.HTTP; http != nil {
+		return ": the body is " + bodyStateName(http.BodyState)
+	}
+	return ""
 }
 
 func bodyStateName(s access.BodyState) string {

@@ -78,6 +78,10 @@ type place struct{ line, column int }
 func (s *source) places(lines [][]rune) []place {
 	c := &scanner{lines: lines, at: place{s.node.Line - 1, s.node.Column - 1}}
 	style := s.node.Style
+	if style&yaml.TaggedStyle != 0 {
+		c.skipWord()
+		c.skipSpace()
+	}
 	switch {
 	case style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0:
 		c.at = place{s.node.Line, 0}
@@ -128,6 +132,12 @@ func (c *scanner) next() {
 
 func (c *scanner) skipSpace() {
 	for r, ok := c.peek(); ok && isSpace(r); r, ok = c.peek() {
+		c.next()
+	}
+}
+
+func (c *scanner) skipWord() {
+	for r, ok := c.peek(); ok && !isSpace(r); r, ok = c.peek() {
 		c.next()
 	}
 }
