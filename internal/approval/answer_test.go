@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"chaperone.dev/chaperone/internal/access"
 )
@@ -133,6 +134,46 @@ func TestGrantMustBeCarried(t *testing.T) {
 		if err := p.two.Consume(t.Context(), a.ID, a.Digest); (err == nil) != test.fine {
 			t.Errorf("granted by %s: %v", name, err)
 		}
+	}
+}
+
+// The digest is computed again from what was stored: an ask that no longer has
+// the digest of its approval does not run under it.
+func TestStoredAskIsBound(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, embeddedStores(t), nil)
+	a, err := p.one.Ask(t.Context(), newAsk("1", false, access.ApprovalTerms{}))
+	ok(t, err)
+	_, err = p.one.Answer(t.Context(), a.ID, reviewer("bob"), true, "")
+	ok(t, err)
+	e, err := p.one.load(t.Context(), a.ID)
+	ok(t, err)
+	text := e.Approval.Ask.Request.Action.SQL.Text
+	e.Approval.Ask.Request.Action.SQL.Text = "drop table orders"
+	ok(t, p.one.save(t.Context(), e))
+	wants(t, p.one.Consume(t.Context(), a.ID, a.Digest), ErrDigest)
+	wants(t, p.one.Consume(t.Context(), a.ID, access.AskDigest(e.Approval.Ask)), ErrDigest)
+	e.Approval.Ask.Request.Action.SQL.Text = text
+	ok(t, p.one.save(t.Context(), e))
+	ok(t, p.one.Consume(t.Context(), a.ID, a.Digest))
+}
+
+// Hearing of an approval again does not give it more time.
+func TestDeadlineIsTheFirst(t *testing.T) {
+	t.Parallel()
+	clock := newFakeClock()
+	live := newLiveSet(Config{Clock: clock.Now}.withDefaults())
+	n := note{ID: "a", State: access.Pending, Version: 1, Expires: clock.Now().Add(time.Minute), Period: time.Minute}
+	live.learn(n)
+	clock.Advance(time.Minute)
+	if due, _ := live.due(); len(due) != 1 {
+		t.Fatalf("due %v", due)
+	}
+	clock.Advance(-time.Hour)
+	n.Version++
+	live.learn(n)
+	if due, _ := live.due(); len(due) != 1 {
+		t.Fatalf("due after the clock went back: %v", due)
 	}
 }
 
