@@ -302,7 +302,7 @@ func (s *sieve) judge(w window, i int, kinds kind) (next int, more bool) {
 			return i, true
 		}
 	}
-	if kinds&iban != 0 {
+	if kinds&iban != 0 && (w.short(i+2) || isDigit(w.at(i+2))) {
 		end, more := w.iban(i)
 		if more {
 			return i, true
@@ -327,6 +327,9 @@ func (s *sieve) judge(w window, i int, kinds kind) (next int, more bool) {
 }
 
 func (s *sieve) judgeNumber(w window, i int, kinds kind) (more bool) {
+	if !w.short(i + 3) {
+		kinds &= likely(w.b[i], w.at(i+1), w.at(i+2), w.at(i+3))
+	}
 	if kinds&creditCard != 0 && !more {
 		end, wait := w.card(i)
 		s.found(w, creditCard, span{start: i, end: end})
@@ -343,6 +346,27 @@ func (s *sieve) judgeNumber(w window, i int, kinds kind) (more bool) {
 		more = wait
 	}
 	return more
+}
+
+// likely says at a glance what four bytes can begin.
+func likely(a, b, c, d byte) kind {
+	k := creditCard | ssn | phone
+	if !isDigit(b) || !isDigit(c) {
+		k = 0
+	}
+	if !isDigit(d) && d != ' ' && d != '-' {
+		k &^= creditCard
+	}
+	if d != '-' {
+		k &^= ssn
+		if d != '.' {
+			k &^= phone
+		}
+	}
+	if a == '1' || !isDigit(a) {
+		k |= phone
+	}
+	return k
 }
 
 func (s *sieve) judgeToken(w window, i int, kinds kind) (more bool) {

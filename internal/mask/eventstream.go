@@ -16,8 +16,8 @@ const maxEvent = 1 << 20
 // masked a payload that is not JSON is refused, except "[DONE]", and comments
 // lose their text.
 //
-// It refuses events of more than 1 MiB, text that is not UTF-8, a byte order
-// mark, and fields that the specification does not know.
+// It refuses events of more than 1 MiB, text that is not UTF-8, and fields that
+// the specification does not know, which a byte order mark makes of the first.
 type EventStream struct {
 	masker *Masker
 	json   *JSON
@@ -26,7 +26,6 @@ type EventStream struct {
 	lines    []line
 	begin    int  // where in event the current line begins
 	returned bool // the last byte was a carriage return that ended a line
-	started  bool
 
 	payload  []byte
 	document []byte // the payload masked, when it is JSON
@@ -121,13 +120,6 @@ func (e *EventStream) endLine(end int) {
 	l := line{start: e.begin, end: end, next: len(e.event)}
 	e.begin = len(e.event)
 	text := e.event[l.start:l.end]
-	if !e.started {
-		e.started = true
-		if bytes.HasPrefix(text, []byte("\uFEFF")) {
-			e.err = errors.New("event stream: byte order mark")
-			return
-		}
-	}
 	if !utf8.Valid(text) || bytes.IndexByte(text, 0) >= 0 {
 		e.err = errors.New("event stream: not UTF-8 text")
 		return
