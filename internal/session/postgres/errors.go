@@ -31,6 +31,7 @@ const (
 	sqlstateDupStatement   = "42P05" // duplicate_prepared_statement
 	sqlstateDupPortal      = "42P03" // duplicate_cursor
 	sqlstateNoParameter    = "42P02" // undefined_parameter
+	sqlstateEncoding       = "22021" // character_not_in_repertoire
 )
 
 // sqlstate is the code of a denial for which the statement's judge named none.
@@ -66,6 +67,7 @@ type refusal struct {
 	text     string // of a plain error
 	position int    // 1-based character in the client's text
 	cause    string // for operators
+	asked    string // the text that was refused, where no decision holds it
 	before   []access.Event
 	// recorded says that the events of the refusal are in the recording, or in
 	// the session's queue for it, already.

@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+	"go.opentelemetry.io/otel/attribute"
 
 	"chaperone.dev/chaperone/internal/access"
 )
@@ -100,6 +101,7 @@ func (s *session) admit(ctx context.Context, p *portal, max uint32, simple bool)
 			return nil, false, s.refuse(ctx, r, belongs)
 		}
 		evidence[0], p.granted = v.decided(s), continuationDigest(v)
+		span.SetAttributes(attribute.String("chaperone.approval", grant))
 	}
 	if !simple && p.bound != st.forwardText() {
 		return nil, false, s.refuse(ctx, s.stale(v), belongs)
@@ -236,7 +238,7 @@ func (s *session) record(ctx context.Context, r *refusal) error {
 	events := r.before
 	if r.denial != nil && !r.recorded {
 		events = append(events, s.event(access.Event{Request: r.denial.RequestID, Denied: &access.Denied{
-			Denial: *r.denial, Cause: r.cause, Resource: s.resource.Access.Name, Client: s.info.Client,
+			Denial: *r.denial, Cause: r.cause, Resource: s.resource.Access.Name, Client: s.info.Client, Text: r.asked,
 		}}))
 	}
 	if len(events) == 0 {

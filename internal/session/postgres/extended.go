@@ -15,6 +15,7 @@ const (
 	maxStatements    = 1000
 	maxPortals       = 200
 	maxStatementText = 16 << 20
+	maxPortalValues  = 16 << 20
 )
 
 // parse prepares a statement: it is judged now, so that a denial comes early,
@@ -99,7 +100,11 @@ func (s *session) bind(ctx context.Context, body []byte) error {
 	if _, exists := s.portals[msg.DestinationPortal]; exists && msg.DestinationPortal != "" {
 		return s.refuse(ctx, plainError(sqlstateDupPortal, "portal %q already exists", printable(msg.DestinationPortal, 100)), nil)
 	}
-	if len(s.portals) >= maxPortals {
+	held := len(body)
+	for _, p := range s.portals {
+		held += p.size
+	}
+	if len(s.portals) >= maxPortals || held > maxPortalValues {
 		return s.refuse(ctx, refuse(s.newDenial(access.LimitExceeded, "too many open portals"), "portals"), nil)
 	}
 	params, r := boundParameters(&msg, st.types)
@@ -116,7 +121,7 @@ func (s *session) bind(ctx context.Context, body []byte) error {
 	if err := s.renewStatement(ctx, st, v); err != nil {
 		return err
 	}
-	p := &portal{name: msg.DestinationPortal, statement: st, params: params, formats: msg.ResultFormatCodes, bound: st.sent, types: s.types}
+	p := &portal{name: msg.DestinationPortal, statement: st, params: params, formats: msg.ResultFormatCodes, bound: st.sent, types: s.types, size: len(body)}
 	if p.name != "" {
 		s.names++
 		p.target = fmt.Sprintf("chaperone_p%d", s.names)

@@ -133,6 +133,7 @@ type gateway struct {
 	resources map[string]Resource
 	source    *net.TCPAddr // which address clients seem to have
 	tick      chan time.Time
+	stop      func()
 }
 
 type option func(*gateway, *Config, *Deps)
@@ -208,6 +209,7 @@ func (g *gateway) serve(t testing.TB) {
 	}
 	g.addr = front.Addr().String()
 	ctx, stop := context.WithCancel(context.Background())
+	g.stop = stop
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(ctx, l) }()
 	go g.forward(front)
@@ -267,6 +269,17 @@ func (g *gateway) dialSocket(source *net.TCPAddr) (net.Conn, error) {
 func (g *gateway) dsn(token string) string {
 	host, port, _ := net.SplitHostPort(g.addr)
 	return fmt.Sprintf("host=%s port=%s user=agent password=%s dbname=orders sslmode=verify-full sslrootcert=%s", host, port, token, g.caFile)
+}
+
+// onLoopback makes clients seem to be on the gateway's own machine.
+func onLoopback(g *gateway, _ *Config, _ *Deps) {
+	g.source = &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 4321}
+}
+
+// plainDSN is a connection string through the gateway without TLS.
+func (g *gateway) plainDSN(token string) string {
+	host, port, _ := net.SplitHostPort(g.addr)
+	return fmt.Sprintf("host=%s port=%s user=agent password=%s dbname=orders sslmode=disable", host, port, token)
 }
 
 // connect opens a pgx connection through the gateway.
@@ -565,4 +578,11 @@ func (s *safeBuffer) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.String()
+}
+
+func writeFile(t testing.TB, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }

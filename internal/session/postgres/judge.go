@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgtype"
 
@@ -53,6 +54,7 @@ type portal struct {
 	describing bool
 	fields     []field
 	rows       int64  // already sent
+	size       int    // of the values
 	suspended  bool   // the last Execute stopped at its row count
 	granted    string // digest of the grant that the suspended execution used
 }
@@ -81,8 +83,7 @@ func (p *portal) format(i int) int16 {
 }
 
 func (p *portal) textLike(i int) bool {
-	oid := p.field(i).oid
-	return oid == 0 || isTextType(oid, p.format(i))
+	return mayHoldText(p.field(i).oid)
 }
 
 func (p *portal) text(i int, cell []byte) string {
@@ -132,7 +133,7 @@ func (s *session) judge(ctx context.Context, st *statement, id string, params []
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		r.denial.RequestID, v.refused = id, r
+		r.denial.RequestID, r.asked, v.refused = id, st.text, r
 		return v, nil
 	}
 	if st.judged.Kind == sql.KindEmpty {
@@ -174,6 +175,11 @@ func (s *session) renewResource() error {
 
 // analyze has st judged against the current catalog, unless it was already.
 func (s *session) analyze(ctx context.Context, st *statement, fresh bool) *refusal {
+	if !utf8.ValidString(st.text) { // what is recorded must be what is forwarded
+		r := refuse(s.newDenial(access.Unreadable, "the statement is not valid UTF-8"), "encoding")
+		r.state = sqlstateEncoding
+		return r
+	}
 	if s.resource.Analyzer == nil {
 		return s.unavailable("the gateway cannot read SQL now")
 	}
@@ -200,6 +206,11 @@ func (s *session) analyze(ctx context.Context, st *statement, fresh bool) *refus
 // says, into a refusal.
 func (s *session) applyDecision(ctx context.Context, st *statement, v *verdict) *refusal {
 	if v.decision.Effect == access.Deny {
+		// Where nothing but the lack of a rule denies, what is wrong with the
+		// statement itself helps more.
+		if r := st.judged.Refusal; r != nil && v.decision.Reason == access.NoRule {
+			return s.judgeRefused(v, r)
+		}
 		r := refuse(access.DenialOf(v.request, v.decision), "policy")
 		r.recorded = true // the Decided event is its evidence
 		return r

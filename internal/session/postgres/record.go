@@ -254,17 +254,20 @@ func readFields(body []byte) ([]field, error) {
 	return fields, nil
 }
 
-// firstUserOID is FirstNormalObjectId: types from here on are not built in.
-const firstUserOID = 16384
-
-// isTextType reports whether values of a type can hold free text in the given
-// format (0 text, 1 binary). Numbers, times and the like cannot. What is not
-// known can.
-func isTextType(oid uint32, format int16) bool {
+// isText reports whether the binary form of a type is its text.
+func isText(oid uint32) bool {
 	switch oid {
 	case pgtype.TextOID, pgtype.VarcharOID, pgtype.BPCharOID, pgtype.NameOID, pgtype.QCharOID, pgtype.JSONOID,
 		pgtype.XMLOID, pgtype.UnknownOID:
 		return true
+	}
+	return false
+}
+
+// mayHoldText reports whether values of a type can hold free text, in either
+// format. Numbers, times and the like cannot; what is not known can.
+func mayHoldText(oid uint32) bool {
+	switch oid {
 	case pgtype.BoolOID, pgtype.Int2OID, pgtype.Int4OID, pgtype.Int8OID, pgtype.Float4OID, pgtype.Float8OID,
 		pgtype.NumericOID, pgtype.OIDOID, pgtype.DateOID, pgtype.TimeOID, pgtype.TimetzOID, pgtype.TimestampOID,
 		pgtype.TimestamptzOID, pgtype.IntervalOID, pgtype.UUIDOID, pgtype.TIDOID, pgtype.XIDOID, pgtype.CIDOID,
@@ -273,12 +276,12 @@ func isTextType(oid uint32, format int16) bool {
 		pgtype.NumericArrayOID, pgtype.BoolArrayOID:
 		return false
 	}
-	return format == 0 || oid >= firstUserOID
+	return true
 }
 
-// text renders a cell for the recording. What has no text form here is hex.
+// cellText renders a cell for the recording. What has no text form here is hex.
 func cellText(types *pgtype.Map, oid uint32, format int16, cell []byte) string {
-	if format == 0 || isTextType(oid, format) && utf8.Valid(cell) && oid < firstUserOID {
+	if format == 0 || isText(oid) && utf8.Valid(cell) {
 		return string(cell)
 	}
 	if t, ok := types.TypeForOID(oid); ok {

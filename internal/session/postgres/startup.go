@@ -276,7 +276,7 @@ func (c *connection) authenticate(ctx context.Context, start *startup) (access.P
 	if err == nil {
 		return principal, nil
 	}
-	if !c.deps.Rejected(err) {
+	if !errors.Is(err, errNoToken) && !c.deps.Rejected(err) {
 		d := c.denial(start, access.Unavailable, "the gateway cannot check tokens now")
 		d.Hint = "try again in a moment"
 		return access.Principal{}, &fatalError{refuse(d, err.Error()), err}
@@ -286,13 +286,19 @@ func (c *connection) authenticate(ctx context.Context, start *startup) (access.P
 	return access.Principal{}, &fatalError{refuse(d, err.Error()), err}
 }
 
+// errNoToken wraps what is wrong with a password before and after the Verifier
+// has a look at it.
+var errNoToken = errors.New("no valid token")
+
 func (c *connection) verify(ctx context.Context, token access.Secret) (access.Principal, error) {
 	if token.Empty() {
-		return access.Principal{}, errors.New("empty password")
+		return access.Principal{}, fmt.Errorf("%w: empty password", errNoToken)
 	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.StartupTimeout)
+	defer cancel()
 	principal, err := c.deps.Verifier.Verify(ctx, token)
 	if err == nil && !principal.Token.ExpiresAt.After(c.deps.Clock()) {
-		err = errors.New("the token has expired")
+		err = fmt.Errorf("%w: it has expired", errNoToken)
 	}
 	return principal, err
 }
