@@ -1,0 +1,128 @@
+package xds
+
+import (
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+const routeConfig = "https"
+
+// The context extensions that a route gives to the authorizer with each Check.
+const (
+	contextResource   = "resource"   // name of the resource; absent: there is none at this path
+	contextPrefix     = "prefix"     // what the route takes off the path
+	contextHost       = "host"       // Host header that the target receives
+	contextBody       = "body"       // "whole" when the Check holds the whole request body
+	contextCredential = "credential" // header that is injected later, whatever the client sends
+)
+
+// routes is what the HTTPS listener serves: targets below /http/, the API, and
+// a problem document for everything else.
+func routes(c Config) *routev3.RouteConfiguration {
+	var rs []*routev3.Route
+	for _, r := range c.HTTP {
+		prefix := "/http/" + r.Name
+		rs = append(rs,
+			r.route(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: prefix + "/"}}, prefix),
+			r.route(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: prefix}}, prefix))
+	}
+	if c.Sockets.API != "" {
+		rs = append(rs, api())
+	}
+	return &routev3.RouteConfiguration{
+		Name: routeConfig,
+		VirtualHosts: []*routev3.VirtualHost{{
+			Name:    "gateway",
+			Domains: []string{"*"},
+			Routes:  append(rs, unknownResource(), nothing()),
+		}},
+	}
+}
+
+// route leads to one target. What the client says of itself stays behind: the
+// token, and cookies, which nobody judges.
+func (r HTTPResource) route(match *routev3.RouteMatch, prefix string) *routev3.Route {
+	t, _ := r.target() // validate has seen it
+	check := &extauthzv3.CheckSettings{ContextExtensions: map[string]string{
+		contextResource: r.Name,
+		contextPrefix:   prefix,
+		contextHost:     t.hostHeader,
+	}}
+	if r.Credential != nil {
+		check.ContextExtensions[contextCredential] = r.Credential.Header
+	}
+	if r.ReadBody {
+		check.ContextExtensions[contextBody] = "whole"
+		check.WithRequestBody = &extauthzv3.BufferSettings{MaxRequestBytes: MaxBody, PackAsBytes: true}
+	}
+	return &routev3.Route{
+		Name:  resourceCluster(r.Name),
+		Match: match,
+		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+			ClusterSpecifier:     &routev3.RouteAction_Cluster{Cluster: resourceCluster(r.Name)},
+			PrefixRewrite:        "/",
+			HostRewriteSpecifier: &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: t.hostHeader},
+			Timeout:              seconds(0), // streams may last; the idle timeout and the session bound them
+		}},
+		RequestHeadersToRemove:  []string{"authorization", "proxy-authorization", "cookie", "x-envoy-external-address"},
+		ResponseHeadersToRemove: []string{"set-cookie"},
+		TypedPerFilterConfig: map[string]*anypb.Any{
+			extAuthzFilter: pack(&extauthzv3.ExtAuthzPerRoute{
+				Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{CheckSettings: check}}),
+		},
+	}
+}
+
+// api leads to chaperone's own API, which checks tokens itself.
+func api() *routev3.Route {
+	return &routev3.Route{
+		Name:  "api",
+		Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: "/api/v1"}},
+		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: apiCluster},
+			Timeout:          seconds(0),
+		}},
+		TypedPerFilterConfig: unguarded(),
+	}
+}
+
+// unknownResource answers below /http/ where no target is. The authorizer is
+// asked first, and refuses: whoever has no token learns nothing of which
+// resources there are.
+func unknownResource() *routev3.Route {
+	return &routev3.Route{
+		Name:                 "unknown-resource",
+		Match:                &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/http/"}},
+		Action:               notFound(),
+		TypedPerFilterConfig: map[string]*anypb.Any{extProcFilter: noProcessing()},
+	}
+}
+
+func nothing() *routev3.Route {
+	return &routev3.Route{
+		Name:                 "nothing",
+		Match:                &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+		Action:               notFound(),
+		TypedPerFilterConfig: unguarded(),
+	}
+}
+
+// notFound is given its body by the local reply rules.
+func notFound() *routev3.Route_DirectResponse {
+	return &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 404}}
+}
+
+// unguarded turns decision and processing off: only for routes that do not lead
+// to a target.
+func unguarded() map[string]*anypb.Any {
+	return map[string]*anypb.Any{
+		extAuthzFilter: pack(&extauthzv3.ExtAuthzPerRoute{Override: &extauthzv3.ExtAuthzPerRoute_Disabled{Disabled: true}}),
+		extProcFilter:  noProcessing(),
+	}
+}
+
+func noProcessing() *anypb.Any {
+	return pack(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}})
+}
