@@ -15,14 +15,14 @@ import (
 	"cel.dev/cel-go/parser"
 )
 
-// A condition is one compiled CEL expression. It is immutable, apart from the
-// plan that explains it, which is made when first needed.
+// A condition is one compiled CEL expression. It is immutable: cheap and
+// explain only put off work that few conditions need, until first asked.
 type condition struct {
 	source    string
 	site      site
 	reads     reading
 	always    bool        // the literal true
-	cheap     bool        // cannot exceed maxCost on a small request
+	cheap     func() bool // whether it cannot exceed maxCost on a small request
 	program   cel.Program // nil when always
 	conjuncts []conjunct
 	literals  []string // string constants in it
@@ -92,12 +92,15 @@ func (env *environment) compile(s site, text string) (*condition, []conditionFau
 	c.explain = sync.OnceValues(func() (cel.Program, error) {
 		return env.sites[s].Program(checked, cel.EvalOptions(cel.OptExhaustiveEval), cel.CustomDecoratorV2(loadZones))
 	})
-	// A body has no bounded size, and the estimator follows a dynamic value
-	// into every shape that it could have.
-	if !c.reads.has(readsBody) {
+	c.cheap = sync.OnceValue(func() bool {
+		// A body has no bounded size, and the estimator follows a dynamic value
+		// into every shape that it could have.
+		if c.reads.has(readsBody) {
+			return false
+		}
 		estimate, err := env.sites[s].EstimateCost(checked, smallRequest{})
-		c.cheap = err == nil && estimate.Max <= maxCost
-	}
+		return err == nil && estimate.Max <= maxCost
+	})
 	return c, nil
 }
 

@@ -81,9 +81,9 @@ func (s *Set) decide(e *evaluation, sc *scope) access.Decision {
 	case failure != nil:
 		return *failure
 	case len(approvals) > 0:
-		return s.held(e, approvals, allows)
+		return s.held(e, sc, approvals, allows)
 	case len(allows) > 0:
-		return access.Decision{Effect: access.Allow, Rules: refsOf(allows), Message: allows[0].message, Revision: s.revision, Obligations: obligations(nil, allows)}
+		return access.Decision{Effect: access.Allow, Rules: refsOf(allows), Message: allows[0].message, Revision: s.revision, Obligations: sc.obligations(nil, allows)}
 	}
 	return s.unmatched(e, sc)
 }
@@ -139,10 +139,10 @@ func (s *Set) forbidden(e *evaluation, denies []*rule) access.Decision {
 	return d
 }
 
-func (s *Set) held(e *evaluation, approvals, allows []*rule) access.Decision {
+func (s *Set) held(e *evaluation, sc *scope, approvals, allows []*rule) access.Decision {
 	d := access.Decision{
 		Effect: access.Approve, Rules: refsOf(approvals), Reason: access.ApprovalRequired, Message: approvals[0].message,
-		Revision: s.revision, Obligations: obligations(approvals, allows),
+		Revision: s.revision, Obligations: sc.obligations(approvals, allows),
 	}
 	if terms := d.Obligations.Approval; d.Message == "" {
 		who := "a member of " + strings.Join(terms.Groups, " or ")

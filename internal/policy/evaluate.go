@@ -125,7 +125,7 @@ func (e *evaluation) run(c *condition) (outcome, error) {
 	if c.always {
 		return yes, nil
 	}
-	counted := !c.cheap || !e.small
+	counted := !e.small || !c.cheap()
 	e.count(counted)
 	v, _, err := c.program.Eval(e.frame)
 	if counted {

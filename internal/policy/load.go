@@ -250,7 +250,7 @@ func (l *loader) build() []*policy {
 			l.env.box.literals[text] = types.String(text)
 		}
 	}
-	always := &condition{source: "true", site: whenSite, always: true, cheap: true}
+	always := &condition{source: "true", site: whenSite, always: true}
 	policies := make([]*policy, len(l.files))
 	for i, f := range l.files {
 		p := &policy{

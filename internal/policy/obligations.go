@@ -3,36 +3,82 @@ package policy
 import (
 	"cmp"
 	"slices"
+	"sync/atomic"
 
 	"chaperone.dev/chaperone/internal/access"
 )
 
 // obligations joins what all matching rules impose; approvals are those of the
-// rules that ask for approval, in file order. With a single rule the slices are
-// its own and shared: nobody writes them.
-func obligations(approvals, allows []*rule) access.Obligations {
+// rules that ask for approval. All are in file order.
+func (sc *scope) obligations(approvals, allows []*rule) access.Obligations {
 	var o access.Obligations
-	masking := 0
 	for _, rules := range [...][]*rule{approvals, allows} {
 		for _, r := range rules {
 			o.Limits = tighter(o.Limits, r.limits)
+		}
+	}
+	o.Masks = sc.joined.of(approvals, allows)
+	o.Approval = approvalOf(approvals)
+	return o
+}
+
+// maxJoined bounds how many combinations of rules a scope remembers.
+const maxJoined = 16
+
+// joinedMasks remembers the masks of the combinations of rules that matched, so
+// that the same statements again do not join them again. It is safe for
+// concurrent use.
+type joinedMasks struct {
+	known atomic.Pointer[[]joinedRules]
+}
+
+type joinedRules struct {
+	rules []*rule
+	masks []access.Mask
+}
+
+// of returns the masks of all the rules. With a single rule that masks they are
+// its own; they are shared in any case, and nobody writes them.
+func (j *joinedMasks) of(approvals, allows []*rule) []access.Mask {
+	var single []access.Mask
+	masking := 0
+	for _, rules := range [...][]*rule{approvals, allows} {
+		for _, r := range rules {
 			if len(r.masks) > 0 {
-				o.Masks = r.masks
+				single = r.masks
 				masking++
 			}
 		}
 	}
-	if masking > 1 {
-		var all []access.Mask
-		for _, rules := range [...][]*rule{approvals, allows} {
-			for _, r := range rules {
-				all = append(all, r.masks...)
+	if masking <= 1 {
+		return single
+	}
+	known := j.known.Load()
+	if known != nil {
+		for _, k := range *known {
+			if n := len(approvals); len(k.rules) == n+len(allows) && slices.Equal(k.rules[:n], approvals) && slices.Equal(k.rules[n:], allows) {
+				return k.masks
 			}
 		}
-		o.Masks = mergeMasks(all)
 	}
-	o.Approval = approvalOf(approvals)
-	return o
+	return j.join(known, slices.Concat(approvals, allows))
+}
+
+func (j *joinedMasks) join(known *[]joinedRules, rules []*rule) []access.Mask {
+	var all []access.Mask
+	for _, r := range rules {
+		all = append(all, r.masks...)
+	}
+	masks := mergeMasks(all)
+	var more []joinedRules
+	if known != nil {
+		more = slices.Clone(*known)
+	}
+	if len(more) < maxJoined {
+		more = append(more, joinedRules{rules, masks})
+		j.known.CompareAndSwap(known, &more) // another one's addition may win; this one is joined again
+	}
+	return masks
 }
 
 // approvalOf joins the terms of several rules: the groups are those of the

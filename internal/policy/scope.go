@@ -32,6 +32,7 @@ type scope struct {
 	object     *object
 	small      bool
 	candidates []candidate // in file order
+	joined     joinedMasks
 }
 
 // A candidate is a policy that is about the principal and the resource. When
@@ -153,7 +154,7 @@ func (s *Set) newScope(p *access.Principal, t *target) *scope {
 	slices.Sort(positions)
 
 	e := s.begin()
-	e.principal, e.small = sc.object, sc.small
+	e.principal = sc.object
 	for _, i := range positions {
 		covering := t.covering[i]
 		c := candidate{policy: covering.policy, fault: covering.fault}
