@@ -35,7 +35,6 @@ type view struct {
 // by the sessions that have them.
 type catalogs struct {
 	clock func() time.Time
-	read  func(context.Context, *pgx.Conn) (*catalog.Snapshot, error)
 
 	mu      sync.Mutex
 	entries map[catalogKey]*catalogEntry
@@ -57,7 +56,7 @@ type catalogEntry struct {
 }
 
 func newCatalogs(clock func() time.Time) *catalogs {
-	return &catalogs{clock: clock, read: catalog.Load, entries: map[catalogKey]*catalogEntry{}}
+	return &catalogs{clock: clock, entries: map[catalogKey]*catalogEntry{}}
 }
 
 // A catalogUse is a session's share in a catalog.
@@ -140,9 +139,9 @@ func (u *catalogUse) view(ctx context.Context, fresh bool) (*view, error) {
 		return entry.view, nil
 	}
 	kept := entry.conn != nil
-	loaded, err := entry.load(ctx, u)
+	loaded, err := entry.load(ctx, u.resource)
 	if err != nil && kept && ctx.Err() == nil { // the connection had died meanwhile
-		loaded, err = entry.load(ctx, u)
+		loaded, err = entry.load(ctx, u.resource)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("catalog of %s: %w", u.resource.Access.Name, err)
@@ -156,9 +155,9 @@ func (u *catalogUse) view(ctx context.Context, fresh bool) (*view, error) {
 
 // load reads the catalog, over a new connection when there is none. After an
 // error there is none.
-func (e *catalogEntry) load(ctx context.Context, u *catalogUse) (*view, error) {
+func (e *catalogEntry) load(ctx context.Context, r Resource) (*view, error) {
 	if e.conn == nil {
-		config, err := targetConfig(ctx, u.resource, map[string]string{"application_name": "chaperone catalog"})
+		config, err := targetConfig(ctx, r, map[string]string{"application_name": "chaperone catalog"})
 		if err != nil {
 			return nil, err
 		}
@@ -167,7 +166,7 @@ func (e *catalogEntry) load(ctx context.Context, u *catalogUse) (*view, error) {
 			return nil, err
 		}
 	}
-	snapshot, err := u.all.read(ctx, e.conn)
+	snapshot, err := catalog.Load(ctx, e.conn)
 	if err != nil {
 		e.disconnect()
 		return nil, err

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/mask"
 )
 
 // running counts the statements with a mark that run at the target.
@@ -368,11 +369,12 @@ func TestErrorsAreFiltered(t *testing.T) {
 func TestDetectors(t *testing.T) {
 	t.Parallel()
 	g := start(t, "18", func(_ *gateway, _ *Config, d *Deps) {
-		d.Detector = func(access.Mask) (Detector, error) {
-			return func(cell []byte) ([]byte, bool) {
-				masked := strings.ReplaceAll(string(cell), "4111111111111111", "************1111")
-				return []byte(masked), masked != string(cell)
-			}, nil
+		d.Detector = func(masks []access.Mask) (Detector, error) {
+			m, err := mask.Compile(masks)
+			if err != nil {
+				return nil, err
+			}
+			return m.Text, nil
 		}
 	})
 	g.policy.set(func(access.Request) access.Decision {
@@ -380,7 +382,7 @@ func TestDetectors(t *testing.T) {
 	})
 	w := g.wire(t)
 	same(t, w.ask("select id, card, 4111111111111111 as number from customers where id = 1"),
-		[]string{"columns id,card,number", "row 1,************1111,4111111111111111", "SELECT 1", "ready I"})
+		[]string{"columns id,card,number", "row 1,***1111,4111111111111111", "SELECT 1", "ready I"})
 	events := g.recorder.all()
 	ended := events[len(events)-1].Ended
 	if ended.Masked != 1 || strings.Contains(fmt.Sprint(*events[len(events)-2].Rows.Rows[0][1]), "4111111111111111") {
@@ -388,7 +390,7 @@ func TestDetectors(t *testing.T) {
 	}
 	conn := g.connect(t, pgx.QueryExecModeCacheStatement)
 	var card string
-	if err := conn.QueryRow(context.Background(), "select card from customers where id = $1", 2).Scan(&card); err != nil || card != "************1111" {
+	if err := conn.QueryRow(context.Background(), "select card from customers where id = $1", 2).Scan(&card); err != nil || card != "***1111" {
 		t.Errorf("binary: %q, %v", card, err)
 	}
 
@@ -401,6 +403,21 @@ func TestDetectors(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A mask that comes back is not stored.
+func TestMaskComesBack(t *testing.T) {
+	t.Parallel()
+	g := start(t, "18")
+	w := g.wire(t)
+	literal := "update customers set email = '***@x' where id = 9"
+	same(t, w.ask(literal), []string{"UPDATE 1", "ready I"}) // nothing is masked: it is a value as any other
+	g.policy.setMasks(access.Mask{Column: "public.customers.ssn"})
+	w = g.wire(t)
+	same(t, w.ask(literal), []string{"ERROR 42501", "ready I"})
+	w.send(parse("", "update customers set email = $1 where id = 9"), bind("", "", "***1111"), execute(""), syncMessage)
+	same(t, w.until(1), []string{"ERROR 42501", "ready I"})
+	same(t, w.ask("update customers set email = 'mail-9@example.com' where id = 9 /*** twin ***/"), []string{"UPDATE 1", "ready I"})
 }
 
 // A policy that changes while a statement is prepared changes what runs.

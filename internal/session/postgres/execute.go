@@ -110,7 +110,7 @@ func (s *session) admit(ctx context.Context, p *portal, max uint32, simple bool)
 	executed := s.event(access.Event{Request: id, Executed: &access.Executed{SQL: st.forwardText(), Parameters: p.params, Approval: grant}})
 	e = &execution{
 		request: v.request, decision: v.decision, statement: st, portal: p, max: max,
-		limits: v.decision.Obligations.Limits, detectors: v.detectors, span: span, before: append(evidence, executed),
+		limits: v.decision.Obligations.Limits, detector: st.detect, span: span, before: append(evidence, executed),
 	}
 	return e, false, nil
 }

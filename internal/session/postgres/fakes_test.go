@@ -265,3 +265,8 @@ func (r *registry) causes() []string {
 func containsAll(text string, parts ...string) bool {
 	return !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(text, p) })
 }
+
+// discard is a recorder that is always done.
+type discard struct{}
+
+func (discard) Append(context.Context, access.Durability, ...access.Event) error { return nil }

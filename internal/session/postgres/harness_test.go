@@ -171,7 +171,6 @@ func start(t testing.TB, version string, options ...option) *gateway {
 	if err != nil {
 		t.Fatal(err)
 	}
-	service.catalogs.read = readCatalog
 	g.Service = service
 	g.serve(t)
 	return g
@@ -507,36 +506,6 @@ func (plainAnalyzer) Mask(_ context.Context, st *sql.Statement, _ *catalog.Snaps
 		}
 	}
 	return &sql.Forward{Text: text, Action: st.Action}, nil
-}
-
-// readCatalog reads what the tests of the protocol need.
-func readCatalog(ctx context.Context, conn *pgx.Conn) (*catalog.Snapshot, error) {
-	rows, err := conn.Query(ctx, `SELECT c.oid, c.relname, a.attnum, a.attname, has_column_privilege(c.oid, a.attnum, 'SELECT')
-		FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND a.attnum > 0 ORDER BY c.oid, a.attnum`)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	contents := catalog.Contents{Database: "orders", SearchPath: []string{"pg_catalog", "public"}}
-	for rows.Next() {
-		var oid uint32
-		var rel string
-		var col catalog.Column
-		if err := rows.Scan(&oid, &rel, &col.Number, &col.Name, &col.CanSelect); err != nil {
-			return nil, err
-		}
-		n := len(contents.Relations)
-		if n == 0 || contents.Relations[n-1].OID != oid {
-			contents.Relations = append(contents.Relations, catalog.Relation{OID: oid, Schema: "public", Name: rel, Kind: catalog.Table})
-			n++
-		}
-		contents.Relations[n-1].Columns = append(contents.Relations[n-1].Columns, col)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return catalog.New(contents)
 }
 
 // certificate makes a CA and a certificate for 127.0.0.1.

@@ -42,7 +42,7 @@ func (s *session) hold(ctx context.Context, p *portal, v *verdict) (*verdict, st
 	if err := s.append(ctx, access.Synced, []access.Event{v.decided(s)}); err != nil {
 		return v, "", nil, err
 	}
-	ask := access.Ask{Request: v.request, Decision: v.decision, Settings: settings, Leased: true}
+	ask := access.Ask{Request: v.request, Decision: v.decision, Settings: settings, Leased: true, Trace: traceparent(ctx)}
 	a, err := s.deps.Approvals.Ask(ctx, ask)
 	if err != nil {
 		if ctx.Err() != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/mask"
 	"chaperone.dev/chaperone/internal/sql"
 )
 
@@ -27,6 +28,7 @@ type statement struct {
 	masks  []access.Mask
 
 	forward *sql.Forward // nil for an empty statement
+	detect  Detector     // nil when nothing is to be detected
 	sent    string       // the text that the target has for it, or gets next
 
 	describing bool // a Describe is staged or answered
@@ -104,12 +106,11 @@ func (p *portal) columns() []string {
 
 // A verdict is everything that was found out about one use of a statement.
 type verdict struct {
-	request   access.Request
-	decision  access.Decision
-	detectors []Detector
-	asked     bool // policy was: decision is its answer
-	empty     bool // there is no statement in it
-	refused   *refusal
+	request  access.Request
+	decision access.Decision
+	asked    bool // policy was: decision is its answer
+	empty    bool // there is no statement in it
+	refused  *refusal
 }
 
 // decided is the evidence of the decision.
@@ -229,7 +230,10 @@ func (s *session) applyDecision(ctx context.Context, st *statement, v *verdict) 
 		return s.judgeRefused(v, &sql.Refusal{Reason: access.Unsupported,
 			Message: strings.TrimSpace(st.judged.Action.Command+" statements") + " are not supported"})
 	}
-	return s.followPolicy(ctx, st, v)
+	if r := s.followPolicy(ctx, st, v); r != nil {
+		return r
+	}
+	return s.writesMask(st, v)
 }
 
 // followPolicy notices a new revision: what is masked, and whether the injected
@@ -262,25 +266,16 @@ func (s *session) judgeRefused(v *verdict, r *sql.Refusal) *refusal {
 	return refused
 }
 
-// mask rewrites st for the masks of the decision and builds the detectors.
+// mask rewrites st for the masks of the decision and builds the detector.
 func (s *session) mask(ctx context.Context, st *statement, v *verdict) error {
 	masks := v.decision.Obligations.Masks
-	for _, m := range masks {
-		switch {
-		case m.Column != "":
-		case len(m.Detect) > 0 && s.deps.Detector != nil:
-			detector, err := s.deps.Detector(m)
-			if err != nil {
-				v.refused = s.refuseUnavailable(v, "the gateway cannot apply a mask", err)
-				return nil
-			}
-			v.detectors = append(v.detectors, detector)
-		default:
-			v.refused = s.refuseUnavailable(v, "the gateway cannot apply a mask of "+v.decision.Rule(), nil)
-			return nil
-		}
-	}
 	if st.forward != nil && reflect.DeepEqual(st.masks, masks) {
+		return nil
+	}
+	st.forward = nil
+	detect, r := s.detector(v, masks)
+	if r != nil {
+		v.refused = r
 		return nil
 	}
 	forward, err := s.resource.Analyzer.Mask(ctx, st.judged, st.view.snapshot, masks)
@@ -293,9 +288,63 @@ func (s *session) mask(ctx context.Context, st *statement, v *verdict) error {
 	case err != nil || forward == nil:
 		v.refused = s.refuseUnavailable(v, "the gateway cannot read SQL now", err)
 	default:
-		st.forward, st.masks = forward, masks
+		st.forward, st.masks, st.detect = forward, masks, detect
 	}
 	return nil
+}
+
+// detector builds what the masks look for in results. Masks that mean nothing
+// for SQL are refused: they would hide nothing.
+func (s *session) detector(v *verdict, masks []access.Mask) (Detector, *refusal) {
+	var detecting []access.Mask
+	for _, m := range masks {
+		switch {
+		case m.Column != "":
+		case len(m.Detect) > 0:
+			detecting = append(detecting, m)
+		default:
+			return nil, s.refuseUnavailable(v, v.decision.Rule()+" has a mask that SQL results do not have", nil)
+		}
+	}
+	if len(detecting) == 0 {
+		return nil, nil
+	}
+	if s.deps.Detector == nil {
+		return nil, s.refuseUnavailable(v, "the gateway cannot apply a mask of "+v.decision.Rule(), nil)
+	}
+	detect, err := s.deps.Detector(detecting)
+	if err != nil || detect == nil {
+		return nil, s.refuseUnavailable(v, "the gateway cannot apply a mask of "+v.decision.Rule(), err)
+	}
+	return detect, nil
+}
+
+// literalMask reports whether a string constant of text holds a mask. It goes
+// by quotes alone: this guards against mistakes, not against intent.
+func literalMask(text string) bool {
+	for i, part := range strings.Split(text, "'") {
+		if i%2 == 1 && mask.ContainsMask(part) {
+			return true
+		}
+	}
+	return false
+}
+
+// writesMask refuses a mask that comes back: stored, it would destroy the value
+// that it stands for.
+func (s *session) writesMask(st *statement, v *verdict) *refusal {
+	if st.judged.Kind != sql.KindChange || !s.masked {
+		return nil
+	}
+	found := literalMask(st.text)
+	for _, p := range v.request.Action.SQL.Parameters {
+		found = found || !p.Binary && mask.ContainsMask(p.Value)
+	}
+	if !found {
+		return nil
+	}
+	return s.judgeRefused(v, &sql.Refusal{Reason: access.MaskedField, Message: "a value to be written holds a mask (" + mask.Mark + ")",
+		Hint: "leave masked columns out of what you write"})
 }
 
 func (s *session) refuseUnavailable(v *verdict, message string, err error) *refusal {

@@ -126,7 +126,7 @@ func (s *session) farewell(ctx context.Context, err error) string {
 		return errTargetClosed.Error()
 	case errors.As(err, &fatal):
 	case errors.As(err, &denial):
-		fatal = &fatalError{r: refuse(denial, "")}
+		fatal = &fatalError{r: refuse(s.named(denial), "")}
 	case errors.Is(err, errClientLeft):
 		s.log.Debug("postgres client left", "error", err)
 		return errClientLeft.Error()
@@ -146,6 +146,18 @@ func (s *session) farewell(ctx context.Context, err error) string {
 		s.torn = werr != nil
 	}
 	return fatal.Error()
+}
+
+// named is a denial of the registry's with what it cannot know.
+func (s *session) named(d *access.Denial) *access.Denial {
+	named := *d
+	if named.RequestID == "" {
+		named.RequestID = access.NewRequestID()
+	}
+	if named.Resource == "" {
+		named.Resource = s.resource.Access.Name
+	}
+	return &named
 }
 
 // evidence records what ended the session. The session ends whether or not

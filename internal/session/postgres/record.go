@@ -27,7 +27,7 @@ type execution struct {
 	portal    *portal
 	max       uint32 // rows that the client asked for; 0 is all
 	limits    access.Limits
-	detectors []Detector
+	detector  Detector // nil when nothing is to be detected
 	span      trace.Span
 
 	started  time.Time
@@ -110,20 +110,18 @@ func (s *session) overLimit(e *execution, message string) *refusal {
 	}, "limit")
 }
 
-// detect applies the detectors in place of what they find.
+// detect replaces in the cells what the detector finds.
 func (e *execution) detect(cells [][]byte) (changed bool) {
-	if len(e.detectors) == 0 {
+	if e.detector == nil {
 		return false
 	}
 	for i, cell := range cells {
 		if cell == nil || !e.portal.textLike(i) {
 			continue
 		}
-		for _, detector := range e.detectors {
-			if masked, found := detector(cell); found {
-				cell, cells[i], changed = masked, masked, true
-				e.masked++
-			}
+		if masked, found := e.detector(cell); found {
+			cells[i], changed = masked, true
+			e.masked++
 		}
 	}
 	return changed

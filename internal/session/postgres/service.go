@@ -126,8 +126,9 @@ type Analyzer interface {
 	Mask(ctx context.Context, st *sql.Statement, cat *catalog.Snapshot, masks []access.Mask) (*sql.Forward, error)
 }
 
-// A Detector replaces in one text cell what its mask looks for, and reports
-// whether there was any. It must not keep the cell nor change it in place.
+// A Detector replaces in one cell of a result what its masks look for, and
+// reports whether there was any: (*mask.Masker).Text. It must not keep the cell
+// nor change it in place.
 type Detector func(cell []byte) (masked []byte, found bool)
 
 // Deps are the parts that the service joins. All but those marked optional are
@@ -143,9 +144,9 @@ type Deps struct {
 	// TLS returns the gateway's certificate configuration, each time anew; a
 	// nil function or result means that there is none.
 	TLS func() *tls.Config
-	// Detector builds what a mask with Detect asks for. Optional: without it
+	// Detector builds what masks with Detect ask for. Optional: without it
 	// statements with such a mask are refused.
-	Detector func(m access.Mask) (Detector, error)
+	Detector func(masks []access.Mask) (Detector, error)
 	// Rejected tells whether an error of the Verifier is a verdict on the
 	// token, rather than the lack of one. Optional: without it every error is.
 	Rejected func(err error) bool

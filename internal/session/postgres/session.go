@@ -93,8 +93,7 @@ func (c *connection) open(ctx context.Context, start *startup, p access.Principa
 	c.unwatch() // from here on the session itself watches ctx
 	ctx, closeSession, err := c.deps.Sessions.Open(ctx, info)
 	if err != nil {
-		d := c.denial(start, access.Unavailable, "the gateway cannot open sessions now")
-		return &fatalError{refuse(d, err.Error()), err}
+		return c.notOpened(start, err)
 	}
 	c.metrics.sessions.Inc()
 	defer c.metrics.sessions.Dec()
@@ -106,6 +105,19 @@ func (c *connection) open(ctx context.Context, start *startup, p access.Principa
 	cause := s.run(ctx, start)
 	closeSession(cause)
 	return nil
+}
+
+// notOpened is a session that the registry refuses: its own denial, when it is
+// one.
+func (c *connection) notOpened(start *startup, err error) error {
+	d := c.denial(start, access.Unavailable, "the gateway cannot open sessions now")
+	var denial *access.Denial
+	if errors.As(err, &denial) {
+		id := d.RequestID
+		*d = *denial
+		d.RequestID, d.Resource = id, printable(start.database, 100)
+	}
+	return &fatalError{refuse(d, err.Error()), err}
 }
 
 // prepare reaches the target, learns its catalog and checks the first wall.

@@ -69,3 +69,12 @@ func endSpan(span trace.Span, ended *access.Ended) {
 	}
 	span.End()
 }
+
+// traceparent is the current span as W3C Trace Context writes it, or "".
+func traceparent(ctx context.Context) string {
+	sc := trace.SpanContextFromContext(ctx)
+	if !sc.IsValid() {
+		return ""
+	}
+	return "00-" + sc.TraceID().String() + "-" + sc.SpanID().String() + "-" + sc.TraceFlags().String()
+}
