@@ -207,9 +207,9 @@ func (s *session) analyze(ctx context.Context, st *statement, fresh bool) *refus
 // says, into a refusal.
 func (s *session) applyDecision(ctx context.Context, st *statement, v *verdict) *refusal {
 	if v.decision.Effect == access.Deny {
-		// Where nothing but the lack of a rule denies, what is wrong with the
+		// Where nothing but the lack of a rule or of knowledge denies, what is wrong with the
 		// statement itself helps more.
-		if r := st.judged.Refusal; r != nil && v.decision.Reason == access.NoRule {
+		if r := st.judged.Refusal; r != nil && (v.decision.Reason == access.NoRule || v.decision.Reason == access.Unreadable) {
 			return s.judgeRefused(v, r)
 		}
 		r := refuse(access.DenialOf(v.request, v.decision), "policy")
