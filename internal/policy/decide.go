@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -69,7 +68,6 @@ func (s *Set) decide(e *evaluation, sc *scope) access.Decision {
 			case out == yes:
 				e.matched[r.effect] = append(e.matched[r.effect], r)
 			case out == unknown && r.effect == access.Deny:
-				e.matched[r.effect] = append(e.matched[r.effect], r)
 				e.suspects = append(e.suspects, r)
 			}
 		}
@@ -80,6 +78,8 @@ func (s *Set) decide(e *evaluation, sc *scope) access.Decision {
 		return s.forbidden(e, denies)
 	case failure != nil:
 		return *failure
+	case len(e.suspects) > 0:
+		return s.suspected(e)
 	case len(approvals) > 0:
 		return s.held(e, sc, approvals, allows)
 	case len(allows) > 0:
@@ -133,10 +133,18 @@ func (s *Set) forbidden(e *evaluation, denies []*rule) access.Decision {
 	if d.Message == "" {
 		d.Message = fmt.Sprintf("rule %s forbids %s", denies[0].ref(), describe(&e.req))
 	}
-	if slices.Contains(e.suspects, denies[0]) {
-		d.Hint = "it could not be ruled out that the rule applies" + whyUnknown(&e.req)
-	}
 	return d
+}
+
+// suspected is the decision when rules that deny depend on what is not known
+// about the request: what cannot be ruled out denies.
+func (s *Set) suspected(e *evaluation) access.Decision {
+	ref := e.suspects[0].ref()
+	return access.Decision{
+		Effect: access.Deny, Rules: refsOf(e.suspects), Reason: access.Unreadable, Revision: s.revision,
+		Message: fmt.Sprintf("it cannot be ruled out that rule %s forbids %s%s", ref, describe(&e.req), whyUnknown(&e.req)),
+		Hint:    "ask for it in a form that can be read whole, or ask the owners of policy " + ref.Policy,
+	}
 }
 
 func (s *Set) held(e *evaluation, sc *scope, approvals, allows []*rule) access.Decision {

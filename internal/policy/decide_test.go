@@ -254,8 +254,8 @@ func TestDecideUnknown(t *testing.T) {
 			denying := mustLoad(t, "p.yaml", everybody("  - {name: a, effect: allow}\n"+rule+"deny\n"))
 			if d := denying.Decide(tc.req, monday()); d.Effect.String() != tc.deny {
 				t.Errorf("a deny rule comes to %s (%s), want %s", d.Effect, d.Message, tc.deny)
-			} else if d.Effect == access.Deny && d.Reason != access.DeniedByRule {
-				t.Errorf("reason %s (%s), want denied-by-rule", d.Reason, d.Message)
+			} else if d.Effect == access.Deny && (d.Reason == access.DeniedByRule) != (tc.allow == "allow") || d.Effect == access.Deny && d.Rule() != "p/r" {
+				t.Errorf("by %s, reason %s (%s)", d.Rule(), d.Reason, d.Message)
 			}
 		})
 	}
@@ -343,6 +343,18 @@ func TestDecideErrors(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A rule that denies for sure is the better reason than one that might.
+func TestDecideDenyBeatsSuspicion(t *testing.T) {
+	t.Parallel()
+	set := mustLoad(t, "p.yaml", everybody("  - {name: might, when: sql.ddl, effect: deny}\n  - {name: no, when: 'sql.command == \"DO\"', effect: deny}\n  - {name: a, effect: allow}\n"))
+	for command, want := range map[string]string{"DO": "p/no denied-by-rule", "COPY": "p/might unreadable"} {
+		d := set.Decide(sqlRequest(access.SQL{Command: command, Unknown: []string{command + " is not looked into"}}), monday())
+		if got := d.Rule() + " " + string(d.Reason); got != want || d.Effect != access.Deny {
+			t.Errorf("%s: got %s by %s", command, d.Effect, got)
+		}
+	}
 }
 
 // A deny rule that matches is the better reason, whatever else fails.

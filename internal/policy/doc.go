@@ -8,7 +8,7 @@
 // so does a panic. What could not be known about a request (an HTTP body that
 // was not read, the tables of a statement that could not be resolved) is
 // unknown to conditions as well: a rule that depends on it does not allow and
-// does not ask for approval, and if it denies, it denies.
+// does not ask for approval, and a rule that might deny does (reason unreadable).
 //
 // The package refuses to read tokens, parse statements, mask answers or ask
 // reviewers: it gets a finished access.Request and returns an access.Decision.
