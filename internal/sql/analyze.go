@@ -2,27 +2,407 @@ package sql
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	pg "github.com/pganalyze/pg_query_go/v6"
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/sql/catalog"
 	"chaperone.dev/chaperone/internal/sql/parser"
 )
 
-type body struct{}
-
-type splice struct{}
-
-func clientPosition(_ []splice, position int) int { return position }
+// A body is what binding found, for Mask.
+type body struct {
+	parsed    *parser.Result
+	bound     *binder
+	viewReads map[*catalog.Relation]viewFacts
+	explained bool // under EXPLAIN
+}
 
 func newAnalyzer(c Config) (*Analyzer, error) {
-	return &Analyzer{parser: c.Parser, curated: map[string]bool{}}, nil
+	if c.Parser == nil {
+		return nil, errors.New("sql: no parser")
+	}
+	for _, f := range c.CuratedFunctions {
+		if strings.Count(f, ".") != 1 || strings.HasPrefix(f, ".") || strings.HasSuffix(f, ".") {
+			return nil, fmt.Errorf("sql: curated function %q is not schema.name", f)
+		}
+	}
+	return &Analyzer{
+		parser: c.Parser, library: newLibrary(c.CuratedFunctions), grammar: newGrammar(),
+		views: &viewCache{entries: map[viewKey]viewFacts{}},
+	}, nil
 }
 
 func (a *Analyzer) analyze(ctx context.Context, text string, cat *catalog.Snapshot) (*Statement, error) {
-	return nil, fmt.Errorf("analyze: %w", parser.ErrUnavailable)
+	parsed, err := a.parser.Parse(ctx, text)
+	var verdict *parser.Error
+	if errors.As(err, &verdict) {
+		return unparsed(text, cat, verdict), nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("analyze: %w", err)
+	}
+	return a.judge(ctx, text, cat, parsed)
 }
 
-func (a *Analyzer) mask(context.Context, *Statement, *catalog.Snapshot, []access.Mask) (*Forward, error) {
-	return nil, fmt.Errorf("mask: %w", parser.ErrUnavailable)
+// unparsed is the statement for a text without a tree.
+func unparsed(text string, cat *catalog.Snapshot, e *parser.Error) *Statement {
+	hint := "Send one statement of PostgreSQL's grammar, version 17."
+	if strings.HasPrefix(e.SQLState, "54") {
+		hint = "Split it, or pass long lists as a parameter: = ANY ($1)."
+	}
+	return &Statement{
+		Text: text,
+		Action: access.SQL{
+			Text: text, SearchPath: cat.SearchPath(), Unknown: []string{"the statement cannot be read: " + e.Message},
+		},
+		Refusal: &Refusal{
+			Reason: access.Unreadable, SQLState: e.SQLState, Message: e.Message, Position: e.Position, Hint: hint,
+		},
+	}
+}
+
+// judge judges each statement of a message. The action of several is that of
+// all together, with the first one's refusal.
+func (a *Analyzer) judge(ctx context.Context, text string, cat *catalog.Snapshot, parsed *parser.Result) (*Statement, error) {
+	list := parsed.Tree.GetStmts()
+	if len(list) == 0 {
+		return &Statement{Text: text, Kind: KindEmpty, Action: access.SQL{Text: text, ReadOnly: true, SearchPath: cat.SearchPath()}}, nil
+	}
+	if len(list) == 1 {
+		return a.judgeOne(ctx, text, cat, parsed, list[0].GetStmt())
+	}
+	all := &Statement{Text: text, Refusal: &Refusal{
+		Reason: access.Unsupported, SQLState: "0A000",
+		Message: fmt.Sprintf("%d statements in one message are not handled by the gateway", len(list)),
+		Hint:    "Send one statement at a time.",
+	}}
+	for _, raw := range list {
+		st, err := a.judgeOne(ctx, text, cat, parsed, raw.GetStmt())
+		if err != nil {
+			return nil, err
+		}
+		all.Action = together(all.Action, st.Action)
+	}
+	all.Action.Text, all.Action.SearchPath, all.Action.Statements = text, cat.SearchPath(), len(list)
+	all.Action.Command, all.Action.ReadOnly, all.Action.HasWhere = "", false, false
+	all.Action.Unknown = append(all.Action.Unknown, "more than one statement")
+	return all, nil
+}
+
+func together(a, b access.SQL) access.SQL {
+	a.Tables, a.Reads, a.Writes = unite(a.Tables, b.Tables), unite(a.Reads, b.Reads), unite(a.Writes, b.Writes)
+	a.Columns, a.Functions, a.Unknown = unite(a.Columns, b.Columns), unite(a.Functions, b.Functions), unite(a.Unknown, b.Unknown)
+	a.Locks, a.DDL, a.Session = a.Locks || b.Locks, a.DDL || b.DDL, a.Session || b.Session
+	return a
+}
+
+func unite(a, b []string) []string {
+	all := append(slices.Clone(a), b...)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+func (a *Analyzer) judgeOne(ctx context.Context, text string, cat *catalog.Snapshot, parsed *parser.Result, node *pg.Node) (*Statement, error) {
+	switch s := node.GetNode().(type) {
+	case *pg.Node_SelectStmt, *pg.Node_InsertStmt, *pg.Node_UpdateStmt, *pg.Node_DeleteStmt:
+		return a.judgeQuery(ctx, text, cat, parsed, node)
+	case *pg.Node_ExplainStmt:
+		return a.judgeExplain(ctx, text, cat, parsed, s.ExplainStmt)
+	case *pg.Node_TransactionStmt:
+		return judgeTransaction(text, cat, s.TransactionStmt), nil
+	case *pg.Node_VariableSetStmt:
+		return judgeSet(text, cat, s.VariableSetStmt), nil
+	case *pg.Node_VariableShowStmt:
+		return judgeShow(text, cat, s.VariableShowStmt), nil
+	}
+	return a.judgeOther(text, cat, node), nil
+}
+
+// judgeQuery binds a SELECT, INSERT, UPDATE or DELETE.
+func (a *Analyzer) judgeQuery(ctx context.Context, text string, cat *catalog.Snapshot, parsed *parser.Result, node *pg.Node) (*Statement, error) {
+	b := newBinder(text, cat, a.library)
+	b.refusal = a.grammar.check(node.ProtoReflect())
+	st := &Statement{Text: text, Kind: KindChange, Action: access.SQL{Text: text, SearchPath: cat.SearchPath(), Statements: 1}}
+	switch s := node.GetNode().(type) {
+	case *pg.Node_SelectStmt:
+		b.selectStmt(s.SelectStmt, nil, nil)
+		st.Kind, st.ReturnsRows, st.Action.Command = KindQuery, true, "SELECT"
+		st.Action.HasWhere = s.SelectStmt.GetWhereClause() != nil
+	case *pg.Node_InsertStmt:
+		b.insert(s.InsertStmt, nil)
+		st.ReturnsRows, st.Action.Command = len(s.InsertStmt.GetReturningList()) > 0, "INSERT"
+	case *pg.Node_UpdateStmt:
+		b.update(s.UpdateStmt, nil)
+		st.ReturnsRows, st.Action.Command = len(s.UpdateStmt.GetReturningList()) > 0, "UPDATE"
+	case *pg.Node_DeleteStmt:
+		b.delete(s.DeleteStmt, nil)
+		st.ReturnsRows, st.Action.Command = len(s.DeleteStmt.GetReturningList()) > 0, "DELETE"
+	}
+	b.settle()
+	views, err := a.followViews(ctx, cat, b)
+	if err != nil {
+		return nil, err
+	}
+	st.body = &body{parsed: parsed, bound: b, viewReads: views}
+	b.describe(st)
+	return st, nil
+}
+
+// describe writes what was bound into the statement's action.
+func (b *binder) describe(st *Statement) {
+	act := &st.Action
+	if b.into != nil {
+		act.Command = "SELECT INTO"
+		b.writes[b.newName(b.into)] = true
+		b.refuse(unsupported("SELECT INTO", "Run the SELECT and keep its result on your side."))
+	}
+	if len(b.changes) > 0 {
+		b.describeChanges(st)
+	}
+	act.Reads, act.Writes = sortedKeys(b.reads), sortedKeys(b.writes)
+	act.Tables = unite(act.Reads, act.Writes)
+	act.Columns, act.Functions = sortedKeys(b.columns), sortedKeys(b.functions)
+	act.Locks = b.locks
+	st.Parameters = int(b.parameters)
+	if b.refusal != nil {
+		st.Refusal, st.Kind = b.refusal, KindRefused
+		b.doubt("%s", b.refusal.Message)
+	}
+	act.Unknown = sortedKeys(b.unknown)
+	act.ReadOnly = st.Kind == KindQuery && len(act.Writes) == 0 && !act.Locks && len(act.Unknown) == 0
+}
+
+// describeChanges names what a statement changes. A SELECT whose WITH deletes
+// is a DELETE: nothing that asks for SELECT by name lets it through.
+func (b *binder) describeChanges(st *Statement) {
+	commands, where := map[string]bool{}, true
+	for _, c := range b.changes {
+		commands[c.command] = true
+		where = where && (c.where || c.command == "INSERT")
+	}
+	if only := slices.Collect(maps.Keys(commands)); len(only) == 1 {
+		st.Action.Command = only[0]
+	} else {
+		st.Action.Command = "WITH"
+	}
+	st.Kind = KindChange
+	st.Action.HasWhere = where && !(len(commands) == 1 && commands["INSERT"])
+}
+
+// newName is schema.name of a relation that a statement makes.
+func (b *binder) newName(v *pg.RangeVar) string {
+	if v.GetSchemaname() != "" {
+		return v.GetSchemaname() + "." + v.GetRelname()
+	}
+	if v.GetRelpersistence() == "t" {
+		return "pg_temp." + v.GetRelname()
+	}
+	for _, s := range b.path {
+		if s != "pg_catalog" && !strings.HasPrefix(s, "pg_temp") {
+			return s + "." + v.GetRelname()
+		}
+	}
+	return v.GetRelname()
+}
+
+// judgeExplain judges EXPLAIN without ANALYZE, which plans and does not run.
+func (a *Analyzer) judgeExplain(ctx context.Context, text string, cat *catalog.Snapshot, parsed *parser.Result, e *pg.ExplainStmt) (*Statement, error) {
+	switch e.GetQuery().GetNode().(type) {
+	case *pg.Node_SelectStmt, *pg.Node_InsertStmt, *pg.Node_UpdateStmt, *pg.Node_DeleteStmt:
+	default:
+		st := a.judgeOther(text, cat, e.GetQuery())
+		return st.refused(unsupported("EXPLAIN of this statement", "Explain a SELECT, INSERT, UPDATE or DELETE.")), nil
+	}
+	st, err := a.judgeQuery(ctx, text, cat, parsed, e.GetQuery())
+	if err != nil {
+		return nil, err
+	}
+	st.body.explained = true
+	if analyzes(e) {
+		// Judged as the statement itself: it would run.
+		return st.refused(unsupported("EXPLAIN ANALYZE", "Use EXPLAIN without ANALYZE, or run the statement itself.")), nil
+	}
+	st.Action.Command, st.ReturnsRows = "EXPLAIN", true
+	if r := explainOptions(e); r != nil && st.Refusal == nil {
+		st.refused(r)
+	}
+	return st, nil
+}
+
+func analyzes(e *pg.ExplainStmt) bool {
+	for _, n := range e.GetOptions() {
+		if n.GetDefElem().GetDefname() == "analyze" && !isOff(n.GetDefElem().GetArg()) {
+			return true
+		}
+	}
+	return false
+}
+
+// isOff reports whether an option's value is plainly false.
+func isOff(n *pg.Node) bool {
+	if b := n.GetBoolean(); b != nil {
+		return !b.GetBoolval()
+	}
+	if i := n.GetInteger(); i != nil {
+		return i.GetIval() == 0
+	}
+	switch strings.ToLower(n.GetString_().GetSval()) {
+	case "off", "false":
+		return true
+	}
+	return false
+}
+
+// explainOptions refuses options that are not known to change the plan's
+// rendering only.
+func explainOptions(e *pg.ExplainStmt) *Refusal {
+	for _, n := range e.GetOptions() {
+		switch name := n.GetDefElem().GetDefname(); name {
+		case "analyze", "verbose", "costs", "settings", "generic_plan", "summary", "format", "memory":
+		default:
+			return unsupported("EXPLAIN with "+strings.ToUpper(name), "Use EXPLAIN, VERBOSE, COSTS, SETTINGS, SUMMARY or FORMAT.")
+		}
+	}
+	return nil
+}
+
+// A viewFacts is what a view reads, directly and through others.
+type viewFacts struct {
+	reads   []uint32
+	unknown []string
+}
+
+type viewKey struct {
+	version string
+	oid     uint32
+}
+
+// viewCache keeps the facts of views by snapshot. It is bounded: when full it
+// starts again.
+type viewCache struct {
+	mu      sync.Mutex
+	entries map[viewKey]viewFacts
+}
+
+const maxCachedViews = 2048
+
+func (c *viewCache) get(k viewKey) (viewFacts, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f, ok := c.entries[k]
+	return f, ok
+}
+
+func (c *viewCache) put(k viewKey, f viewFacts) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.entries) >= maxCachedViews {
+		clear(c.entries)
+	}
+	c.entries[k] = f
+}
+
+// followViews adds what the views in a statement read and do.
+func (a *Analyzer) followViews(ctx context.Context, cat *catalog.Snapshot, b *binder) (map[*catalog.Relation]viewFacts, error) {
+	facts := map[*catalog.Relation]viewFacts{}
+	for _, v := range b.views {
+		f, err := a.viewFacts(ctx, cat, v, maxViews)
+		if err != nil {
+			return nil, err
+		}
+		facts[v] = f
+		for _, oid := range f.reads {
+			if r := cat.RelationByOID(oid); r != nil {
+				b.reads[r.Qualified()] = true
+			}
+		}
+		for _, u := range f.unknown {
+			b.doubt("%s", u)
+		}
+	}
+	return facts, nil
+}
+
+// viewFacts binds a view's definition, in which every name is qualified, and
+// follows the views in it. What the server itself says it depends on is added.
+func (a *Analyzer) viewFacts(ctx context.Context, cat *catalog.Snapshot, v *catalog.Relation, depth int) (viewFacts, error) {
+	key := viewKey{cat.Version(), v.OID}
+	if f, ok := a.views.get(key); ok {
+		return f, nil
+	}
+	reads := map[uint32]bool{}
+	for _, oid := range v.Sources {
+		reads[oid] = true
+	}
+	var unknown []string
+	b, err := a.bindView(ctx, cat, v, depth)
+	if err != nil {
+		return viewFacts{}, err
+	}
+	if b == nil {
+		unknown = []string{"what view " + v.Qualified() + " does is not known"}
+	} else {
+		for doubt := range b.unknown {
+			unknown = append(unknown, "view "+v.Qualified()+": "+doubt)
+		}
+		for _, ref := range b.references {
+			reads[ref.relation.OID] = true
+		}
+	}
+	for _, oid := range slices.Collect(maps.Keys(reads)) {
+		inner := cat.RelationByOID(oid)
+		if inner == nil || system(inner) || inner.Kind != catalog.View && inner.Kind != catalog.MaterializedView {
+			continue
+		}
+		if depth == 0 {
+			unknown = append(unknown, "view "+v.Qualified()+" is nested too deep")
+			continue
+		}
+		f, err := a.viewFacts(ctx, cat, inner, depth-1)
+		if err != nil {
+			return viewFacts{}, err
+		}
+		for _, oid := range f.reads {
+			reads[oid] = true
+		}
+		unknown = append(unknown, f.unknown...)
+	}
+	slices.Sort(unknown)
+	facts := viewFacts{reads: slices.Sorted(maps.Keys(reads)), unknown: slices.Compact(unknown)}
+	a.views.put(key, facts)
+	return facts, nil
+}
+
+// bindView binds a definition, or returns nil when it cannot be.
+func (a *Analyzer) bindView(ctx context.Context, cat *catalog.Snapshot, v *catalog.Relation, depth int) (*binder, error) {
+	if v.Definition == "" || depth == 0 {
+		return nil, nil
+	}
+	parsed, err := a.parser.Parse(ctx, v.Definition)
+	var verdict *parser.Error
+	if errors.As(err, &verdict) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("analyze view %s: %w", v.Qualified(), err)
+	}
+	list := parsed.Tree.GetStmts()
+	if len(list) != 1 || list[0].GetStmt().GetSelectStmt() == nil || a.grammar.check(list[0].GetStmt().ProtoReflect()) != nil {
+		return nil, nil
+	}
+	b := newBinder(v.Definition, cat, a.library)
+	b.path = []string{"pg_catalog"}
+	b.selectStmt(list[0].GetStmt().GetSelectStmt(), nil, nil)
+	b.settle()
+	if b.refusal != nil {
+		return nil, nil
+	}
+	return b, nil
 }

@@ -2,6 +2,7 @@ package sql
 
 import (
 	"context"
+	"time"
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/sql/catalog"
@@ -73,11 +74,12 @@ const (
 // A Setting is a SET, RESET or SHOW. Its name is lower case and on the allow
 // list, and its value has been checked.
 type Setting struct {
-	Name  string
-	Value string // text form; "" for RESET, SHOW and SET … TO DEFAULT
-	Local bool   // SET LOCAL
-	Show  bool
-	Reset bool // RESET, or SET … TO DEFAULT
+	Name     string
+	Value    string        // text form; "" for RESET, SHOW and SET … TO DEFAULT
+	Duration time.Duration // of a timeout, above 0; the session refuses one above its own limit
+	Local    bool          // SET LOCAL
+	Show     bool
+	Reset    bool // RESET, or SET … TO DEFAULT
 }
 
 // A Refusal says why the gateway itself cannot let a statement through, apart
@@ -111,7 +113,9 @@ func (f *Forward) ClientPosition(position int) int { return clientPosition(f.spl
 // concurrent use.
 type Analyzer struct {
 	parser  Parser
-	curated map[string]bool
+	library *library
+	grammar *grammar
+	views   *viewCache
 }
 
 // New returns an Analyzer.

@@ -1,0 +1,292 @@
+package sql
+
+import (
+	"strings"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// A form says what the judge does with a node of the grammar. A node without a
+// form is unknown.
+type form uint8
+
+const (
+	formUnknown    form = iota
+	formBound           // a query or a part of one: bound and judged, in the fields listed
+	formStatement       // a statement that is judged by itself: settings, transactions, EXPLAIN
+	formDefinition      // DDL and administration: named, its relations collected, never run
+	formRefused         // a statement or an expression that is refused by name
+	formPart            // occurs only inside definitions and refused forms
+	formAnalyzed        // made by the server after parsing; the grammar never yields it
+)
+
+// bound lists the nodes that queries are made of, each with the fields that
+// have a rule. A field that is set and not listed here refuses the statement.
+var bound = map[protoreflect.Name]string{
+	"A_ArrayExpr":      "elements location",
+	"A_Const":          "ival fval boolval sval bsval isnull location",
+	"A_Expr":           "kind name lexpr rexpr location",
+	"A_Indices":        "is_slice lidx uidx",
+	"A_Indirection":    "arg indirection",
+	"A_Star":           "",
+	"Alias":            "aliasname colnames",
+	"BitString":        "bsval",
+	"BoolExpr":         "boolop args location",
+	"Boolean":          "boolval",
+	"BooleanTest":      "arg booltesttype location",
+	"CaseExpr":         "arg args defresult location",
+	"CaseWhen":         "expr result location",
+	"CoalesceExpr":     "args location",
+	"CollateClause":    "arg collname location",
+	"ColumnDef":        "colname type_name is_local location", // of a function in FROM
+	"ColumnRef":        "fields location",
+	"CommonTableExpr":  "ctename aliascolnames ctematerialized ctequery location",
+	"DefElem":          "defnamespace defname arg defaction location", // of EXPLAIN and BEGIN
+	"DeleteStmt":       "relation using_clause where_clause returning_list with_clause",
+	"Float":            "fval",
+	"FuncCall":         "funcname args agg_order agg_filter over agg_within_group agg_star agg_distinct func_variadic funcformat location",
+	"GroupingFunc":     "args location",
+	"GroupingSet":      "kind content location",
+	"IndexElem":        "name expr collation opclass ordering nulls_ordering", // of ON CONFLICT
+	"InferClause":      "index_elems where_clause conname location",
+	"InsertStmt":       "relation cols select_stmt on_conflict_clause returning_list with_clause override",
+	"Integer":          "ival",
+	"JoinExpr":         "jointype is_natural larg rarg using_clause join_using_alias quals alias",
+	"List":             "items",
+	"LockingClause":    "locked_rels strength wait_policy",
+	"MinMaxExpr":       "op args location",
+	"MultiAssignRef":   "source colno ncolumns",
+	"NamedArgExpr":     "arg name argnumber location",
+	"Node":             "*", // the union of all nodes: the one inside is looked at
+	"NullTest":         "arg nulltesttype location",
+	"OnConflictClause": "action infer target_list where_clause location",
+	"ParamRef":         "number location",
+	"RangeFunction":    "lateral ordinality is_rowsfrom functions alias coldeflist",
+	"RangeSubselect":   "lateral subquery alias",
+	"RangeTableSample": "relation method args repeatable location",
+	"RangeVar":         "catalogname schemaname relname inh relpersistence alias location",
+	"ResTarget":        "name indirection val location",
+	"RowExpr":          "args row_format location",
+	"SQLValueFunction": "op typmod location",
+	"SelectStmt": "distinct_clause into_clause target_list from_clause where_clause group_clause group_distinct having_clause " +
+		"window_clause values_lists sort_clause limit_offset limit_count limit_option locking_clause with_clause op all larg rarg",
+	"SetToDefault": "location",
+	"SortBy":       "node sortby_dir sortby_nulls use_op location",
+	"String":       "sval",
+	"SubLink":      "sub_link_type testexpr oper_name subselect location",
+	"TypeCast":     "arg type_name location",
+	"TypeName":     "names setof pct_type typmods typemod array_bounds location",
+	"UpdateStmt":   "relation target_list where_clause from_clause returning_list with_clause",
+	"WindowDef":    "name refname partition_clause order_clause frame_options start_offset end_offset location",
+	"WithClause":   "ctes recursive location",
+	// SELECT INTO is judged as the write that it is; its clause is not looked into.
+	"IntoClause": "*",
+}
+
+// boundEnums lists the values that have a rule, for each enumeration in a bound
+// node. The zero value of each is "undefined" and is never sent.
+var boundEnums = map[protoreflect.Name]string{
+	"A_Expr_Kind": "AEXPR_OP AEXPR_OP_ANY AEXPR_OP_ALL AEXPR_DISTINCT AEXPR_NOT_DISTINCT AEXPR_NULLIF AEXPR_IN AEXPR_LIKE " +
+		"AEXPR_ILIKE AEXPR_SIMILAR AEXPR_BETWEEN AEXPR_NOT_BETWEEN AEXPR_BETWEEN_SYM AEXPR_NOT_BETWEEN_SYM",
+	"BoolExprType":       "AND_EXPR OR_EXPR NOT_EXPR",
+	"BoolTestType":       "IS_TRUE IS_NOT_TRUE IS_FALSE IS_NOT_FALSE IS_UNKNOWN IS_NOT_UNKNOWN",
+	"CTEMaterialize":     "CTEMaterializeDefault CTEMaterializeAlways CTEMaterializeNever",
+	"CoercionForm":       "COERCE_EXPLICIT_CALL COERCE_EXPLICIT_CAST COERCE_IMPLICIT_CAST COERCE_SQL_SYNTAX",
+	"DefElemAction":      "DEFELEM_UNSPEC",
+	"GroupingSetKind":    "GROUPING_SET_EMPTY GROUPING_SET_ROLLUP GROUPING_SET_CUBE GROUPING_SET_SETS",
+	"JoinType":           "JOIN_INNER JOIN_LEFT JOIN_FULL JOIN_RIGHT",
+	"LimitOption":        "LIMIT_OPTION_DEFAULT LIMIT_OPTION_COUNT LIMIT_OPTION_WITH_TIES",
+	"LockClauseStrength": "LCS_FORKEYSHARE LCS_FORSHARE LCS_FORNOKEYUPDATE LCS_FORUPDATE",
+	"LockWaitPolicy":     "LockWaitBlock LockWaitSkip LockWaitError",
+	"MinMaxOp":           "IS_GREATEST IS_LEAST",
+	"NullTestType":       "IS_NULL IS_NOT_NULL",
+	"OnCommitAction":     "ONCOMMIT_NOOP ONCOMMIT_PRESERVE_ROWS ONCOMMIT_DELETE_ROWS ONCOMMIT_DROP",
+	"OnConflictAction":   "ONCONFLICT_NOTHING ONCONFLICT_UPDATE",
+	"OverridingKind":     "OVERRIDING_NOT_SET OVERRIDING_USER_VALUE OVERRIDING_SYSTEM_VALUE",
+	"SQLValueFunctionOp": "SVFOP_CURRENT_DATE SVFOP_CURRENT_TIME SVFOP_CURRENT_TIME_N SVFOP_CURRENT_TIMESTAMP SVFOP_CURRENT_TIMESTAMP_N " +
+		"SVFOP_LOCALTIME SVFOP_LOCALTIME_N SVFOP_LOCALTIMESTAMP SVFOP_LOCALTIMESTAMP_N SVFOP_CURRENT_ROLE SVFOP_CURRENT_USER SVFOP_USER " +
+		"SVFOP_SESSION_USER SVFOP_CURRENT_CATALOG SVFOP_CURRENT_SCHEMA",
+	"SetOperation": "SETOP_NONE SETOP_UNION SETOP_INTERSECT SETOP_EXCEPT",
+	"SortByDir":    "SORTBY_DEFAULT SORTBY_ASC SORTBY_DESC SORTBY_USING",
+	"SortByNulls":  "SORTBY_NULLS_DEFAULT SORTBY_NULLS_FIRST SORTBY_NULLS_LAST",
+	"SubLinkType":  "EXISTS_SUBLINK ALL_SUBLINK ANY_SUBLINK EXPR_SUBLINK ARRAY_SUBLINK",
+}
+
+// statements are judged by code of their own (session.go, explain.go).
+const statements = "ExplainStmt TransactionStmt VariableSetStmt VariableShowStmt"
+
+// refusedForms are refused by name; the text says how people call them.
+var refusedForms = map[protoreflect.Name]string{
+	// statements
+	"CallStmt":           "CALL",
+	"ClosePortalStmt":    "CLOSE",
+	"CopyStmt":           "COPY",
+	"CreateTableAsStmt":  "CREATE TABLE AS",
+	"DeallocateStmt":     "DEALLOCATE",
+	"DeclareCursorStmt":  "DECLARE CURSOR",
+	"DiscardStmt":        "DISCARD",
+	"DoStmt":             "DO",
+	"ExecuteStmt":        "EXECUTE",
+	"FetchStmt":          "FETCH and MOVE",
+	"ListenStmt":         "LISTEN",
+	"LoadStmt":           "LOAD",
+	"LockStmt":           "LOCK",
+	"MergeStmt":          "MERGE",
+	"NotifyStmt":         "NOTIFY",
+	"PrepareStmt":        "PREPARE",
+	"UnlistenStmt":       "UNLISTEN",
+	"ConstraintsSetStmt": "SET CONSTRAINTS",
+	"CheckPointStmt":     "CHECKPOINT",
+	"VacuumStmt":         "VACUUM and ANALYZE",
+	// expressions and table expressions
+	"CTECycleClause":            "CYCLE in WITH",
+	"CTESearchClause":           "SEARCH in WITH",
+	"CurrentOfExpr":             "WHERE CURRENT OF",
+	"JsonAggConstructor":        "the SQL/JSON aggregates",
+	"JsonArgument":              "PASSING in SQL/JSON",
+	"JsonArrayAgg":              "JSON_ARRAYAGG",
+	"JsonArrayConstructor":      "JSON_ARRAY",
+	"JsonArrayQueryConstructor": "JSON_ARRAY over a query",
+	"JsonBehavior":              "ON ERROR in SQL/JSON",
+	"JsonFormat":                "FORMAT JSON",
+	"JsonFuncExpr":              "JSON_VALUE, JSON_QUERY and JSON_EXISTS",
+	"JsonIsPredicate":           "IS JSON",
+	"JsonKeyValue":              "JSON_OBJECT",
+	"JsonObjectAgg":             "JSON_OBJECTAGG",
+	"JsonObjectConstructor":     "JSON_OBJECT",
+	"JsonOutput":                "RETURNING in SQL/JSON",
+	"JsonParseExpr":             "JSON()",
+	"JsonReturning":             "RETURNING in SQL/JSON",
+	"JsonScalarExpr":            "JSON_SCALAR",
+	"JsonSerializeExpr":         "JSON_SERIALIZE",
+	"JsonTable":                 "JSON_TABLE",
+	"JsonTableColumn":           "JSON_TABLE",
+	"JsonTablePathSpec":         "JSON_TABLE",
+	"JsonValueExpr":             "SQL/JSON",
+	"MergeSupportFunc":          "MERGE_ACTION",
+	"RangeTableFunc":            "XMLTABLE",
+	"RangeTableFuncCol":         "XMLTABLE",
+	"XmlExpr":                   "the SQL/XML functions",
+	"XmlSerialize":              "XMLSERIALIZE",
+}
+
+// definitions are DDL and administration: judged as a write of what they name.
+const definitions = "AlterCollationStmt AlterDatabaseRefreshCollStmt AlterDatabaseSetStmt AlterDatabaseStmt " +
+	"AlterDefaultPrivilegesStmt AlterDomainStmt AlterEnumStmt AlterEventTrigStmt AlterExtensionContentsStmt AlterExtensionStmt " +
+	"AlterFdwStmt AlterForeignServerStmt AlterFunctionStmt AlterObjectDependsStmt AlterObjectSchemaStmt AlterOpFamilyStmt " +
+	"AlterOperatorStmt AlterOwnerStmt AlterPolicyStmt AlterPublicationStmt AlterRoleSetStmt AlterRoleStmt AlterSeqStmt " +
+	"AlterStatsStmt AlterSubscriptionStmt AlterSystemStmt AlterTSConfigurationStmt AlterTSDictionaryStmt AlterTableMoveAllStmt " +
+	"AlterTableSpaceOptionsStmt AlterTableStmt AlterTypeStmt AlterUserMappingStmt ClusterStmt CommentStmt CompositeTypeStmt " +
+	"CreateAmStmt CreateCastStmt CreateConversionStmt CreateDomainStmt CreateEnumStmt CreateEventTrigStmt CreateExtensionStmt " +
+	"CreateFdwStmt CreateForeignServerStmt CreateForeignTableStmt CreateFunctionStmt CreateOpClassStmt CreateOpFamilyStmt " +
+	"CreatePLangStmt CreatePolicyStmt CreatePublicationStmt CreateRangeStmt CreateRoleStmt CreateSchemaStmt CreateSeqStmt " +
+	"CreateStatsStmt CreateStmt CreateSubscriptionStmt CreateTableSpaceStmt CreateTransformStmt CreateTrigStmt " +
+	"CreateUserMappingStmt CreatedbStmt DefineStmt DropOwnedStmt DropRoleStmt DropStmt DropSubscriptionStmt DropTableSpaceStmt " +
+	"DropUserMappingStmt DropdbStmt GrantRoleStmt GrantStmt ImportForeignSchemaStmt IndexStmt ReassignOwnedStmt " +
+	"RefreshMatViewStmt ReindexStmt RenameStmt ReplicaIdentityStmt RuleStmt SecLabelStmt TruncateStmt ViewStmt"
+
+// parts occur inside definitions and refused forms only.
+const parts = "AccessPriv AlterTableCmd Constraint CreateOpClassItem FunctionParameter IntList MergeWhenClause ObjectWithArgs " +
+	"OidList PartitionBoundSpec PartitionCmd PartitionElem PartitionRangeDatum PartitionSpec PublicationObjSpec PublicationTable " +
+	"RawStmt ReturnStmt RoleSpec SinglePartitionSpec StatsElem TableLikeClause TriggerTransition VacuumRelation PLAssignStmt"
+
+// analyzed are made by the server's analysis, rewriter or planner, or by
+// libpg_query itself: in a parse tree they are unknown.
+const analyzed = "Aggref AlternativeSubPlan ArrayCoerceExpr ArrayExpr CallContext CaseTestExpr CoerceToDomain CoerceToDomainValue " +
+	"CoerceViaIO CollateExpr ConvertRowtypeExpr DistinctExpr FieldSelect FieldStore FromExpr FuncExpr InferenceElem " +
+	"InlineCodeBlock JsonConstructorExpr JsonExpr JsonTablePath JsonTablePathScan JsonTableSiblingJoin MergeAction NextValueExpr " +
+	"NullIfExpr OnConflictExpr OpExpr Param Query RTEPermissionInfo RangeTblEntry RangeTblFunction RangeTblRef RelabelType " +
+	"RowCompareExpr RowMarkClause ScalarArrayOpExpr SetOperationStmt SortGroupClause SubPlan SubscriptingRef TableFunc " +
+	"TableSampleClause TargetEntry Var WindowClause WindowFunc WindowFuncRunCondition WithCheckOption " +
+	"ParseResult ScanResult ScanToken SummaryResult"
+
+// grammar is the forms and the bound fields, indexed.
+type grammar struct {
+	forms  map[protoreflect.Name]form
+	fields map[protoreflect.Name]map[protoreflect.Name]bool // nil: every field
+	enums  map[protoreflect.Name]map[protoreflect.Name]bool
+}
+
+func newGrammar() *grammar {
+	g := &grammar{
+		forms:  map[protoreflect.Name]form{},
+		fields: map[protoreflect.Name]map[protoreflect.Name]bool{},
+		enums:  map[protoreflect.Name]map[protoreflect.Name]bool{},
+	}
+	for name, fields := range bound {
+		g.forms[name] = formBound
+		if fields != "*" {
+			g.fields[name] = names(fields)
+		}
+	}
+	for name, values := range boundEnums {
+		g.enums[name] = names(values)
+	}
+	for name := range refusedForms {
+		g.forms[name] = formRefused
+	}
+	for class, list := range map[form]string{formStatement: statements, formDefinition: definitions, formPart: parts, formAnalyzed: analyzed} {
+		for name := range names(list) {
+			g.forms[name] = class
+		}
+	}
+	return g
+}
+
+func names(list string) map[protoreflect.Name]bool {
+	set := map[protoreflect.Name]bool{}
+	for name := range strings.FieldsSeq(list) {
+		set[protoreflect.Name(name)] = true
+	}
+	return set
+}
+
+// check walks a query and returns what in it has no rule, nil when everything
+// has one.
+func (g *grammar) check(m protoreflect.Message) *Refusal {
+	name := m.Descriptor().Name()
+	switch g.forms[name] {
+	case formBound, formStatement:
+	case formRefused:
+		return unsupported(refusedForms[name], formHints[name])
+	default:
+		return unsupported("the form "+string(name), "")
+	}
+	fields, listed := g.fields[name]
+	if !listed && bound[name] == "*" && name != "Node" {
+		return nil
+	}
+	var refusal *Refusal
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		if listed && !fields[f.Name()] {
+			refusal = unsupported("the form "+string(name)+" with "+string(f.Name()), "")
+			if inner := f.Message(); inner != nil && refusedForms[inner.Name()] != "" {
+				refusal = unsupported(refusedForms[inner.Name()], formHints[inner.Name()])
+			}
+			return false
+		}
+		refusal = g.checkValue(f, v)
+		return refusal == nil
+	})
+	return refusal
+}
+
+func (g *grammar) checkValue(f protoreflect.FieldDescriptor, v protoreflect.Value) *Refusal {
+	switch {
+	case f.IsList() && f.Message() != nil:
+		list := v.List()
+		for i := range list.Len() {
+			if r := g.check(list.Get(i).Message()); r != nil {
+				return r
+			}
+		}
+	case f.Message() != nil:
+		return g.check(v.Message())
+	case f.Enum() != nil:
+		value := f.Enum().Values().ByNumber(v.Enum())
+		if value == nil || !g.enums[f.Enum().Name()][value.Name()] {
+			return unsupported("the form "+string(f.Enum().Name())+" of a value that has no rule", "")
+		}
+	}
+	return nil
+}

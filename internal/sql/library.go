@@ -1,0 +1,90 @@
+package sql
+
+import (
+	_ "embed"
+	"strings"
+)
+
+// What is known of PostgreSQL's own functions, operators, types and catalogs is
+// data, beside this file.
+var (
+	//go:embed curated/functions.txt
+	functionsText string
+	//go:embed curated/operators.txt
+	operatorsText string
+	//go:embed curated/types.txt
+	typesText string
+	//go:embed curated/catalogs.txt
+	catalogsText string
+	//go:embed curated/information_schema.txt
+	informationText string
+	//go:embed curated/columns.txt
+	columnsText string
+)
+
+// vouchedExtensions are extensions whose functions, types and operators only
+// compute on their arguments.
+const vouchedExtensions = "btree_gin btree_gist citext cube dict_int dict_xsyn earthdistance fuzzystrmatch hstore intarray isn ltree " +
+	"pg_trgm pgcrypto seg unaccent uuid-ossp vector"
+
+// aggregates are the functions whose arguments need not be grouped; counting
+// are those whose result does not show what they were given.
+const (
+	aggregateNames = "any_value array_agg avg bit_and bit_or bit_xor bool_and bool_or corr count covar_pop covar_samp every json_agg " +
+		"json_agg_strict json_object_agg json_object_agg_strict json_object_agg_unique json_object_agg_unique_strict jsonb_agg " +
+		"jsonb_agg_strict jsonb_object_agg jsonb_object_agg_strict jsonb_object_agg_unique jsonb_object_agg_unique_strict max min mode " +
+		"percentile_cont percentile_disc range_agg range_intersect_agg regr_avgx regr_avgy regr_count regr_intercept regr_r2 regr_slope " +
+		"regr_sxx regr_sxy regr_syy stddev stddev_pop stddev_samp string_agg sum var_pop var_samp variance xmlagg"
+	countingNames = "bool_and bool_or count every num_nonnulls num_nulls regr_count starts_with regexp_count regexp_instr regexp_like " +
+		"strpos position textlike length char_length character_length octet_length bit_length array_position array_positions " +
+		"cardinality array_length pg_column_size"
+)
+
+// A library is what the judge knows by name. It is immutable.
+type library struct {
+	functions   map[string]bool // schema.name
+	operators   map[string]bool
+	types       map[string]bool
+	catalogs    map[string]bool // of pg_catalog, free of values
+	information map[string]bool // of information_schema, not free of them
+	columns     map[string][]string
+	extensions  map[string]bool
+	aggregates  map[string]bool
+	counting    map[string]bool
+}
+
+func newLibrary(curated []string) *library {
+	l := &library{
+		functions: map[string]bool{}, operators: wordsOf(operatorsText, "--"), types: wordsOf(typesText, "#"),
+		catalogs: wordsOf(catalogsText, "#"), information: wordsOf(informationText, "#"), columns: map[string][]string{},
+		extensions: wordsOf(vouchedExtensions, "#"), aggregates: wordsOf(aggregateNames, "#"), counting: wordsOf(countingNames, "#"),
+	}
+	for f := range wordsOf(functionsText, "#") {
+		l.functions["pg_catalog."+f] = true
+	}
+	for _, f := range curated {
+		l.functions[f] = true
+	}
+	for line := range strings.Lines(columnsText) {
+		name, columns, ok := strings.Cut(line, ":")
+		if ok && !strings.HasPrefix(line, "#") {
+			l.columns[name] = strings.Fields(columns)
+		}
+	}
+	return l
+}
+
+// wordsOf reads words separated by white space; lines that start with comment
+// are left out.
+func wordsOf(text, comment string) map[string]bool {
+	words := map[string]bool{}
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, comment) {
+			continue
+		}
+		for word := range strings.FieldsSeq(line) {
+			words[word] = true
+		}
+	}
+	return words
+}

@@ -1,0 +1,73 @@
+package sql
+
+import (
+	"fmt"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"chaperone.dev/chaperone/internal/access"
+)
+
+// unsupported refuses a form by name.
+func unsupported(what, hint string) *Refusal {
+	if hint == "" {
+		hint = "Write it as a plain SELECT, INSERT, UPDATE or DELETE."
+	}
+	return &Refusal{
+		Reason: access.Unsupported, SQLState: "0A000",
+		Message: what + " is not handled by the gateway", Hint: hint,
+	}
+}
+
+// formHints say what to write instead of a refused form.
+var formHints = map[protoreflect.Name]string{
+	"CallStmt":           "Send the statements of the procedure one by one.",
+	"ClosePortalStmt":    "Use your driver's fetch size (a protocol-level portal) instead of an SQL cursor.",
+	"CopyStmt":           "Use SELECT to read and INSERT to write; psql's \\g FILE saves a result.",
+	"CreateTableAsStmt":  "Run the SELECT and keep its result on your side.",
+	"CurrentOfExpr":      "Name the row by its key in WHERE.",
+	"DeallocateStmt":     "Use your driver's prepared statements (protocol level); they need no DEALLOCATE.",
+	"DeclareCursorStmt":  "Use your driver's fetch size (a protocol-level portal) instead of an SQL cursor.",
+	"DiscardStmt":        "Open a new connection; settings of this one can be RESET by name.",
+	"DoStmt":             "Send the statements of the block one by one.",
+	"ExecuteStmt":        "Use your driver's prepared statements (protocol level), or send the statement itself.",
+	"FetchStmt":          "Use your driver's fetch size (a protocol-level portal) instead of an SQL cursor.",
+	"ListenStmt":         "Poll with SELECT.",
+	"LockStmt":           "Lock rows with SELECT … FOR UPDATE.",
+	"MergeStmt":          "Write INSERT … ON CONFLICT, or UPDATE and INSERT.",
+	"NotifyStmt":         "Write to a table that the listener reads.",
+	"PrepareStmt":        "Use your driver's prepared statements (protocol level), or send the statement itself.",
+	"UnlistenStmt":       "LISTEN is not handled either: poll with SELECT.",
+	"CTECycleClause":     "Track the path in a column of the recursive query.",
+	"CTESearchClause":    "Order by a path column of the recursive query.",
+	"JsonFuncExpr":       "Use jsonb_path_query_first, jsonb_path_exists or the operators -> and ->>.",
+	"JsonTable":          "Use jsonb_to_recordset.",
+	"RangeTableFunc":     "Use xpath.",
+	"JsonObjectAgg":      "Use jsonb_object_agg.",
+	"JsonArrayAgg":       "Use jsonb_agg.",
+	"JsonAggConstructor": "Use jsonb_agg or jsonb_object_agg.",
+}
+
+// unreadable refuses a name that cannot be bound, in PostgreSQL's words.
+func (b *binder) unreadable(location int32, state, format string, args ...any) {
+	b.refuse(&Refusal{
+		Reason: access.Unreadable, SQLState: state, Message: fmt.Sprintf(format, args...),
+		Position: charPosition(b.text, location),
+		Hint:     "The gateway binds every name itself: check the spelling, and qualify names with their table.",
+	})
+}
+
+// unhandled refuses a form that the binder meets.
+func (b *binder) unhandled(location int32, what, hint string) {
+	r := unsupported(what, hint)
+	r.Position = charPosition(b.text, location)
+	b.refuse(r)
+}
+
+// refuse keeps the first refusal; binding goes on, so that the action names as
+// much as can be known.
+func (b *binder) refuse(r *Refusal) {
+	if b.refusal == nil {
+		b.refusal = r
+	}
+}
