@@ -80,6 +80,7 @@ func runTests(s *Set, fsys fs.FS, shown func(string) string) (Report, error) {
 		return Report{}, fmt.Errorf("read tests: %w", err)
 	}
 	if len(faults) > 0 {
+		sortFaults(faults)
 		return Report{}, faults
 	}
 	for _, ref := range s.Rules() {

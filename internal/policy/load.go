@@ -73,12 +73,16 @@ func load(fsys fs.FS, shown func(string) string) (*Set, error) {
 	l.compileAll()
 	policies := l.build()
 	if len(l.faults) > 0 {
-		slices.SortStableFunc(l.faults, func(a, b strictyaml.Fault) int {
-			return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
-		})
+		sortFaults(l.faults)
 		return nil, l.faults
 	}
 	return newSet(env, policies), nil
+}
+
+func sortFaults(faults strictyaml.Faults) {
+	slices.SortStableFunc(faults, func(a, b strictyaml.Fault) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
 }
 
 // policyFiles lists the names of policy files in lexical order.
