@@ -15,6 +15,9 @@ import (
 	"slices"
 	"strings"
 
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
 	"chaperone.dev/chaperone/internal/access"
 )
 
@@ -79,7 +82,7 @@ type SessionSummary struct {
 	Live     bool   `json:"live"`
 	Requests int    `json:"requests"`
 	Denied   int    `json:"denied"`
-	Held     int    `json:"held"`
+	Approved int    `json:"approved"`
 }
 
 // A Role is what a person may do.
@@ -95,7 +98,7 @@ const (
 
 // Config wires the API.
 type Config struct {
-	Clients    []string // subagent names that stand for people
+	Clients    func() []string // subagent names that stand for people
 	Roles      func() map[Role][]string
 	Verifier   Verifier
 	Approvals  Approvals
@@ -104,6 +107,7 @@ type Config struct {
 	Recorder   Recorder
 	Status     func(context.Context) Status
 	Logger     *slog.Logger
+	Tracer     trace.Tracer // nil: no spans
 }
 
 //go:embed openapi.json
@@ -111,6 +115,9 @@ var openAPI []byte
 
 // New returns the API's handler. It is safe for concurrent use.
 func New(config Config) http.Handler {
+	if config.Tracer == nil {
+		config.Tracer = noop.NewTracerProvider().Tracer("")
+	}
 	s := &server{config}
 	mux := http.NewServeMux()
 	for pattern, route := range s.routes() {
@@ -197,7 +204,7 @@ func (s *server) authenticate(r *http.Request, roles []Role) (access.Principal, 
 // has reports whether who has any of the roles. A token that was got through a
 // client for subagents, or that carries a delegation, never has one.
 func (s *server) has(who access.Principal, roles []Role) bool {
-	if !slices.Contains(s.Clients, who.Subagent) || len(who.Chain) > 0 {
+	if !slices.Contains(s.Clients(), who.Subagent) || len(who.Chain) > 0 {
 		return false
 	}
 	groups := s.Roles()

@@ -89,7 +89,7 @@ func newDesk() (*desk, http.Handler) {
 		"delegated": {Subagent: "console", Groups: []string{"v", "r", "o", "a"}, Chain: []access.Hop{{Subject: "x"}}},
 	}}
 	return d, New(Config{
-		Clients: []string{"console"},
+		Clients: func() []string { return []string{"console"} },
 		Roles: func() map[Role][]string {
 			return map[Role][]string{Viewer: {"v"}, Reviewer: {"r"}, Operator: {"o"}, Auditor: {"a"}}
 		},

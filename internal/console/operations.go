@@ -1,6 +1,7 @@
 package console
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -8,7 +9,11 @@ import (
 	"slices"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/telemetry"
 )
 
 func (s *server) openAPI(w http.ResponseWriter, _ *http.Request, _ access.Principal) error {
@@ -85,12 +90,30 @@ func (s *server) answer(grant bool) func(http.ResponseWriter, *http.Request, acc
 		if err := input(r, &in); err != nil {
 			return err
 		}
-		a, err := s.Approvals.Answer(r.Context(), r.PathValue("id"), who, grant, in.Comment)
+		ctx, end, err := s.linked(r, r.PathValue("id"), who)
+		if err != nil {
+			return err
+		}
+		defer end()
+		a, err := s.Approvals.Answer(ctx, r.PathValue("id"), who, grant, in.Comment)
 		if err != nil {
 			return err
 		}
 		return reply(w, a)
 	}
+}
+
+// linked starts the span of an answer: below Envoy's own, and linked to the
+// trace of the request that waits for it.
+func (s *server) linked(r *http.Request, id string, who access.Principal) (context.Context, func(), error) {
+	a, err := s.Approvals.Get(r.Context(), id)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, span := s.Tracer.Start(telemetry.ParentOf(r.Context(), r.Header.Get("Traceparent")), "approval answer",
+		trace.WithLinks(telemetry.Links(a.Ask.Trace)...),
+		trace.WithAttributes(attribute.String("chaperone.request", id), attribute.String("chaperone.reviewer", who.User)))
+	return ctx, func() { span.End() }, nil
 }
 
 // input decodes a JSON body strictly; an empty body leaves v as it is.

@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/config"
+	"chaperone.dev/chaperone/internal/identity"
+	"chaperone.dev/chaperone/internal/policy"
+	"chaperone.dev/chaperone/internal/session/postgres"
+	"chaperone.dev/chaperone/internal/sql"
+	"chaperone.dev/chaperone/internal/sql/parser"
+	"chaperone.dev/chaperone/xds"
+)
+
+// A revision is one validated set of configuration and policies, as every
+// service sees it: immutable, and replaced whole.
+type revision struct {
+	config   *config.Config
+	policies *policy.Set
+	postgres map[string]postgres.Resource
+	access   map[string]access.Resource
+	tls      *tls.Certificate
+	envoy    *xds.Snapshot
+	since    time.Time
+}
+
+// A builder makes revisions from files.
+type builder struct {
+	file   string
+	parser sql.Parser
+}
+
+// build reads configuration and policies and makes everything that follows from
+// them; any fault refuses the whole.
+func (b *builder) build() (*revision, error) {
+	cfg, err := config.Load(b.file)
+	if err != nil {
+		return nil, err
+	}
+	set, err := policy.LoadDir(cfg.Policies)
+	if err != nil {
+		return nil, err
+	}
+	r := &revision{config: cfg, policies: set, since: time.Now(), postgres: map[string]postgres.Resource{}, access: map[string]access.Resource{}}
+	cert, err := tls.X509KeyPair(cfg.Listen.TLS.Cert.Bytes(), cfg.Listen.TLS.Key.Bytes())
+	if err != nil {
+		return nil, fmt.Errorf("listen.tls: %w", err)
+	}
+	r.tls = &cert
+	for _, res := range cfg.Resources {
+		r.access[res.Name] = res.Access()
+		if res.Kind != access.Postgres {
+			continue
+		}
+		if r.postgres[res.Name], err = b.postgres(res); err != nil {
+			return nil, fmt.Errorf("resource %s: %w", res.Name, err)
+		}
+	}
+	if r.envoy, err = xds.Build(envoyConfig(cfg, set)); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func (b *builder) postgres(res config.Resource) (postgres.Resource, error) {
+	p := res.Postgres
+	analyzer, err := sql.New(sql.Config{Parser: b.parser, CuratedFunctions: p.Functions})
+	if err != nil {
+		return postgres.Resource{}, err
+	}
+	password := p.Credential.Password.Secret()
+	out := postgres.Resource{
+		Access: res.Access(), Address: res.Address, Database: p.Database, User: p.Credential.User, Unwalled: p.Unwalled, Analyzer: analyzer,
+		Password: func(context.Context) (access.Secret, error) { return password, nil },
+	}
+	if p.TLS.Mode != "disable" {
+		host, _, err := net.SplitHostPort(res.Address)
+		if err != nil {
+			return postgres.Resource{}, err
+		}
+		out.TLS = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host}
+		if ca := p.TLS.CA.Bytes(); ca != nil {
+			out.TLS.RootCAs = x509.NewCertPool()
+			out.TLS.RootCAs.AppendCertsFromPEM(ca) // validated
+		}
+	}
+	return out, nil
+}
+
+// systemCAs are the usual places of the system's root certificates.
+var systemCAs = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"}
+
+// socketNames are the unix sockets in the sockets folder.
+const (
+	adsSocket      = "ads.sock"
+	servicesSocket = "services.sock"
+	postgresSocket = "postgres.sock"
+	apiSocket      = "api.sock"
+)
+
+// holdMargin is what Envoy grants the authorizer beyond the longest hold.
+const holdMargin = 15 * time.Second
+
+func envoyConfig(cfg *config.Config, set *policy.Set) xds.Config {
+	socket := func(name string) string { return cfg.Sockets + "/" + name }
+	out := xds.Config{
+		Revision: set.Revision(),
+		Listen: xds.Listen{HTTPS: cfg.Listen.HTTPS, Postgres: cfg.Listen.Postgres,
+			Certificate: cfg.Listen.TLS.Cert.Bytes(), Key: cfg.Listen.TLS.Key.Secret()},
+		Sockets: xds.Sockets{Services: socket(servicesSocket), Postgres: socket(postgresSocket), API: socket(apiSocket)},
+		Hold:    cfg.Approvals.Wait + holdMargin,
+		OTLP:    cfg.Telemetry.OTLP.Endpoint,
+	}
+	for _, file := range systemCAs {
+		if _, err := os.Stat(file); err == nil {
+			out.SystemCAs = file
+			break
+		}
+	}
+	rules := policy.NewEngine(set)
+	for _, res := range cfg.Resources {
+		if res.Kind != access.HTTP {
+			continue
+		}
+		h := xds.HTTPResource{Name: res.Name, Address: strings.TrimSuffix(res.Address, "/"), CA: res.HTTP.CA.Bytes(),
+			ReadBody: rules.ReadsBody(res.Access())}
+		if c := res.HTTP.Credential; c.Header != "" {
+			h.Credential = &xds.Credential{Header: c.Header, Value: c.Value.Secret()}
+		}
+		out.HTTP = append(out.HTTP, h)
+	}
+	return out
+}
+
+// A current gives every service the revision that serves now.
+type current struct {
+	revision atomic.Pointer[revision]
+	verifier atomic.Pointer[identity.Verifier]
+	swapped  chan struct{} // holds a token after the verifier was replaced
+}
+
+// run keeps the keys of the current verifier fresh, whichever it is, until ctx
+// ends.
+func (c *current) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		serving, stop := context.WithCancel(ctx)
+		ended := make(chan error, 1)
+		go func() { ended <- c.verifier.Load().Run(serving) }()
+		select {
+		case <-ctx.Done():
+		case <-c.swapped:
+		}
+		stop()
+		if err := <-ended; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replaceVerifier makes v the one that is asked from now on.
+func (c *current) replaceVerifier(v *identity.Verifier) {
+	old := c.verifier.Swap(v)
+	if old == v {
+		return
+	}
+	select {
+	case c.swapped <- struct{}{}:
+	default: // run has not looked since the last one
+	}
+	old.Close()
+}
+
+// Verify asks the verifier of the current revision.
+func (c *current) Verify(ctx context.Context, token access.Secret) (access.Principal, error) {
+	return c.verifier.Load().Verify(ctx, token)
+}
+
+// postgresResource finds a database of the current revision.
+func (c *current) postgresResource(name string) (postgres.Resource, bool) {
+	r, ok := c.revision.Load().postgres[name]
+	return r, ok
+}
+
+// Resource finds a resource of the current revision.
+func (c *current) Resource(name string) (access.Resource, bool) {
+	r, ok := c.revision.Load().access[name]
+	return r, ok
+}
+
+// certificate is the gateway's current one.
+func (c *current) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	return c.revision.Load().tls, nil
+}
+
+// newVerifier makes the verifier of a configuration.
+func newVerifier(cfg *config.Config, log *slog.Logger, metrics prometheus.Registerer) (*identity.Verifier, error) {
+	c := identity.Config{Log: log, Registerer: metrics}
+	for _, is := range cfg.Identity.Issuers {
+		c.Issuers = append(c.Issuers, identity.Issuer{
+			Name: is.Name, URL: is.OIDC.Issuer, JWKSURL: is.OIDC.JWKS, Audiences: is.OIDC.Audiences, Algorithms: is.OIDC.Algorithms,
+			Skew: *is.Skew, KeyAge: cfg.Identity.KeyAge, CA: is.OIDC.CA.Bytes(),
+			Claims: identity.Claims(is.Claims),
+		})
+	}
+	return identity.New(c)
+}
+
+// newParser starts the pool of parser workers, which are this same binary.
+func newParser(log *slog.Logger, metrics prometheus.Registerer) (*parser.Pool, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return parser.NewPool(parser.Config{Command: []string{self, parserWorker}, Logger: log, Registerer: metrics})
+}

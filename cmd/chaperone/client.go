@@ -1,0 +1,187 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"chaperone.dev/chaperone/internal/access"
+)
+
+// A gateway is the API of a running gateway, reached as everyone reaches it:
+// through Envoy, with the caller's own token.
+type gateway struct {
+	url, ca, tokenFile string
+	output             string
+}
+
+// flags adds what every command that talks to a gateway takes.
+func (g *gateway) flags(c *cobra.Command) {
+	f := c.PersistentFlags()
+	f.StringVar(&g.url, "gateway", os.Getenv("CHAPERONE_GATEWAY"), "https URL of the gateway (CHAPERONE_GATEWAY)")
+	f.StringVar(&g.ca, "ca", os.Getenv("CHAPERONE_CA"), "file with the certificates to trust (CHAPERONE_CA; default the system's)")
+	f.StringVar(&g.tokenFile, "token-file", os.Getenv("CHAPERONE_TOKEN_FILE"), "file with your token (CHAPERONE_TOKEN_FILE; or the token itself in CHAPERONE_TOKEN)")
+	f.StringVarP(&g.output, "output", "o", "table", "table or json")
+}
+
+func (g *gateway) token() (access.Secret, error) {
+	if g.tokenFile != "" {
+		b, err := os.ReadFile(g.tokenFile)
+		if err != nil {
+			return access.Secret{}, fmt.Errorf("token: %w", err)
+		}
+		return access.NewSecret(strings.TrimSpace(string(b))), nil
+	}
+	if t := os.Getenv("CHAPERONE_TOKEN"); t != "" {
+		return access.NewSecret(t), nil
+	}
+	return access.Secret{}, fmt.Errorf("%w: a token is needed: set CHAPERONE_TOKEN or --token-file", errUsage)
+}
+
+// do sends one request and returns the body of a good answer; a refusal comes
+// back as the *access.Denial that the gateway gave. The caller closes the body.
+func (g *gateway) do(ctx context.Context, method, path string, in any) (io.ReadCloser, error) {
+	base, err := url.Parse(g.url)
+	if err != nil || base.Scheme != "https" || base.Host == "" {
+		return nil, fmt.Errorf("%w: --gateway must be an https URL", errUsage)
+	}
+	token, err := g.token()
+	if err != nil {
+		return nil, err
+	}
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(base.String(), "/")+path, body)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+token.Reveal())
+	req.Header.Set("Content-Type", "application/json")
+	client, err := g.client()
+	if err != nil {
+		return nil, err
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: %w", err)
+	}
+	if res.StatusCode != http.StatusOK {
+		defer res.Body.Close()
+		return nil, refusal(res)
+	}
+	return res.Body, nil
+}
+
+func (g *gateway) client() (*http.Client, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if g.ca != "" {
+		pem, err := os.ReadFile(g.ca)
+		if err != nil {
+			return nil, fmt.Errorf("ca: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("ca: %s holds no certificate in PEM form", g.ca)
+		}
+	}
+	return &http.Client{
+		Transport: &http.Transport{TLSClientConfig: config, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true,
+			ResponseHeaderTimeout: time.Minute},
+		// A redirect would carry the token to somebody else.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, nil
+}
+
+func refusal(res *http.Response) error {
+	b, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	var denial access.Denial
+	if err != nil || json.Unmarshal(b, &denial) != nil || denial.Message == "" {
+		return fmt.Errorf("gateway: %s", res.Status)
+	}
+	return &denial
+}
+
+// get fetches path into v.
+func (g *gateway) get(ctx context.Context, path string, v any) error {
+	return g.call(ctx, http.MethodGet, path, nil, v)
+}
+
+func (g *gateway) call(ctx context.Context, method, path string, in, v any) error {
+	body, err := g.do(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(body).Decode(v); err != nil {
+		return fmt.Errorf("gateway: the answer is not what was expected: %w", err)
+	}
+	return nil
+}
+
+// print writes v as JSON when asked to, else what table writes into columns.
+func (g *gateway) print(w io.Writer, v any, table func(w io.Writer)) error {
+	switch g.output {
+	case "json":
+		encoder := json.NewEncoder(w)
+		encoder.SetIndent("", "  ")
+		encoder.SetEscapeHTML(false)
+		return encoder.Encode(v)
+	case "table":
+		columns := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		table(columns)
+		return columns.Flush()
+	}
+	return fmt.Errorf("%w: --output is table or json", errUsage)
+}
+
+// visible makes control characters visible: what subagents wrote must not
+// steer a reviewer's terminal.
+func visible(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		switch {
+		case r == '\n', r == '\t':
+			b.WriteRune(r)
+		case r < 0x20 || r >= 0x7f && r < 0xa0 || r >= 0x200b && r <= 0x200f || r >= 0x202a && r <= 0x202e || r >= 0x2060 && r <= 0x206f || r == 0xfeff:
+			fmt.Fprintf(&b, "\\u%04x", r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+// line is visible on one line, cut to a length that fits a list.
+func line(s string) string {
+	s = strings.Join(strings.Fields(visible(s)), " ")
+	if runes := []rune(s); len(runes) > 80 {
+		s = string(runes[:79]) + "…"
+	}
+	return s
+}
+
+// age is a moment for a list: local time, to the second.
+func age(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.Local().Format("2006-01-02 15:04:05")
+}

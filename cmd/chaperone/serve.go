@@ -1,0 +1,286 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"chaperone.dev/chaperone/envoy"
+	"chaperone.dev/chaperone/internal/approval"
+	"chaperone.dev/chaperone/internal/config"
+	"chaperone.dev/chaperone/internal/console"
+	"chaperone.dev/chaperone/internal/policy"
+	"chaperone.dev/chaperone/internal/record"
+	"chaperone.dev/chaperone/internal/session"
+	"chaperone.dev/chaperone/internal/store"
+	"chaperone.dev/chaperone/internal/telemetry"
+	"chaperone.dev/chaperone/xds"
+)
+
+func serveCommand() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:     "serve",
+		Short:   "Run the control plane and the services beside an Envoy that runs elsewhere",
+		Example: "  chaperone serve --config chaperone.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := config.Load(file)
+			if err != nil {
+				return err
+			}
+			log := telemetry.Logger(c.ErrOrStderr(), level(cfg))
+			err = serve(c.Context(), file, cfg, log)
+			if err != nil {
+				log.Error("serve failed", "error", err)
+				return errReported
+			}
+			return nil
+		},
+	}
+	configFlag(c, &file)
+	return c
+}
+
+// A server is the whole of chaperone serve. Its members are made in the order
+// in which they stand and closed in the reverse.
+type server struct {
+	log       *slog.Logger
+	metrics   *prometheus.Registry
+	handler   http.Handler // of the metrics
+	recorder  *record.Recorder
+	store     store.Store
+	approvals *approval.Service
+	sessions  *session.Registry
+	calls     *session.HTTPSessions
+	builder   *builder
+	engine    *policy.Engine
+	current   current
+	xds       *xds.Server
+	reloader  *reloader
+	closers   []func() error
+}
+
+// onClose remembers what to undo, last first.
+func (s *server) onClose(f func() error) { s.closers = append(s.closers, f) }
+
+func (s *server) close() error {
+	var errs []error
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// serve runs until ctx ends. Full state is loaded before the first Envoy is
+// answered: it takes what it is given for the whole truth.
+func serve(ctx context.Context, file string, cfg *config.Config, log *slog.Logger) (err error) {
+	s := &server{log: log}
+	s.current.swapped = make(chan struct{}, 1)
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := privateFolder(cfg.Sockets); err != nil {
+		return err
+	}
+	s.metrics, s.handler = telemetry.Metrics()
+	if err := s.state(ctx, cfg); err != nil {
+		return err
+	}
+	if err := s.rules(file, cfg); err != nil {
+		return err
+	}
+	return s.run(ctx, cfg)
+}
+
+// state opens what outlives a restart: recording, store, approvals, sessions.
+func (s *server) state(ctx context.Context, cfg *config.Config) (err error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	replica := fmt.Sprintf("%s-%d", host, os.Getpid())
+	if err := os.MkdirAll(cfg.Recording.Dir, 0o700); err != nil {
+		return err
+	}
+	s.recorder, err = record.Open(record.Config{Dir: cfg.Recording.Dir, Replica: replica, Retention: cfg.Recording.Retention,
+		Logger: s.log, Registerer: s.metrics})
+	if err != nil {
+		return err
+	}
+	s.onClose(s.recorder.Close)
+	if err := os.MkdirAll(filepath.Dir(cfg.Store.Key), 0o700); err != nil {
+		return err
+	}
+	key, err := store.LoadOrCreateKey(cfg.Store.Key)
+	if err != nil {
+		return err
+	}
+	if cfg.Store.Redis != nil {
+		redis, err := store.OpenRedis(ctx, store.RedisConfig{URL: cfg.Store.Redis.URL.Secret(), Key: key})
+		if err != nil {
+			return err
+		}
+		s.store = redis
+		s.onClose(redis.Close)
+	} else {
+		embedded, err := store.OpenEmbedded(store.EmbeddedConfig{Path: filepath.Join(cfg.Store.Embedded.Dir, "store.db"), Key: key})
+		if err != nil {
+			return err
+		}
+		s.store = embedded
+		s.onClose(embedded.Close)
+	}
+	return s.lifecycles(cfg, replica)
+}
+
+// rules loads the first revision.
+func (s *server) rules(file string, cfg *config.Config) error {
+	pool, err := newParser(s.log, s.metrics)
+	if err != nil {
+		return err
+	}
+	s.onClose(func() error { pool.Close(); return nil })
+	s.builder = &builder{file: file, parser: pool}
+	first, err := s.builder.build()
+	if err != nil {
+		return err
+	}
+	verifier, err := newVerifier(cfg, s.log, s.metrics)
+	if err != nil {
+		return err
+	}
+	s.onClose(func() error { s.current.verifier.Load().Close(); return nil })
+	s.current.revision.Store(first)
+	s.current.verifier.Store(verifier)
+	s.engine = policy.NewEngine(first.policies)
+	s.xds, err = xds.NewServer(xds.ServerConfig{Logger: s.log, Metrics: s.metrics}, first.envoy)
+	if err != nil {
+		return err
+	}
+	s.reloader = newReloader(s, cfg)
+	s.log.Info("revision serves", "revision", first.policies.Revision(), "config", first.config.Digest[:12])
+	return nil
+}
+
+// run serves everything until ctx ends or one part fails.
+func (s *server) run(ctx context.Context, cfg *config.Config) error {
+	tracing, stopTracing, err := telemetry.Tracing(ctx, telemetry.Config{Endpoint: cfg.Telemetry.OTLP.Endpoint, Insecure: cfg.Telemetry.OTLP.Insecure, Service: "chaperone"})
+	if err != nil {
+		return err
+	}
+	s.onClose(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		if err := stopTracing(ctx); err != nil {
+			s.log.Warn("some spans were lost", "error", err)
+		}
+		return nil
+	})
+	sql, err := s.postgres(cfg, tracing)
+	if err != nil {
+		return err
+	}
+	authorizer, tap, err := s.http(cfg)
+	if err != nil {
+		return err
+	}
+	services := grpc.NewServer(append(xds.ServerOptions(),
+		grpc.StatsHandler(otelgrpc.NewServerHandler(otelgrpc.WithTracerProvider(tracing), otelgrpc.WithPropagators(propagation.TraceContext{}))))...)
+	authv3.RegisterAuthorizationServer(services, authorizer)
+	extprocv3.RegisterExternalProcessorServer(services, tap)
+
+	group, ctx := errgroup.WithContext(ctx)
+	for _, part := range []func(context.Context) error{s.approvals.Run, s.sessions.Run, s.calls.Run, s.current.run, s.reloader.run} {
+		group.Go(func() error { return part(ctx) })
+	}
+	on := func(name string, serve func(context.Context, net.Listener) error) error {
+		l, err := envoy.Listen(ctx, filepath.Join(cfg.Sockets, name))
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return serve(ctx, l) })
+		return nil
+	}
+	err = errors.Join(
+		on(servicesSocket, func(ctx context.Context, l net.Listener) error { return serveGRPC(ctx, services, l) }),
+		on(postgresSocket, sql.Serve),
+		on(apiSocket, func(ctx context.Context, l net.Listener) error {
+			return serveHTTP(ctx, s.api(tracing.Tracer("console")), l)
+		}),
+		s.serveMetrics(ctx, group, cfg.Telemetry.Metrics),
+		// Last: an Envoy that connects finds everything it is sent to.
+		on(adsSocket, func(ctx context.Context, l net.Listener) error { return s.xds.Serve(ctx, l) }),
+	)
+	if err != nil {
+		group.Go(func() error { return err })
+	}
+	return group.Wait()
+}
+
+func (s *server) serveMetrics(ctx context.Context, group *errgroup.Group, address string) error {
+	if address == "" {
+		return nil
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("telemetry.metrics: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", s.handler)
+	group.Go(func() error { return serveHTTP(ctx, mux, l) })
+	return nil
+}
+
+// serveHTTP serves until ctx ends; a connection still busy then is cut.
+func serveHTTP(ctx context.Context, h http.Handler, l net.Listener) error {
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
+	defer context.AfterFunc(ctx, func() { _ = server.Close() })() // its error is Serve's
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// serveGRPC serves until ctx ends; what is held or streaming then is cut, and
+// Envoy refuses or resets it.
+func serveGRPC(ctx context.Context, server *grpc.Server, l net.Listener) error {
+	defer context.AfterFunc(ctx, server.Stop)()
+	if err := server.Serve(l); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// api is the console's API over what this server owns.
+func (s *server) api(tracer trace.Tracer) http.Handler {
+	cfg := func() *config.Config { return s.current.revision.Load().config }
+	return console.New(console.Config{
+		Clients: func() []string { return cfg().People.Clients },
+		Roles: func() map[console.Role][]string {
+			p := cfg().People
+			return map[console.Role][]string{console.Reviewer: p.Reviewer, console.Operator: p.Operator, console.Auditor: p.Auditor, console.Viewer: p.Viewer}
+		},
+		Verifier: &s.current, Approvals: approvalsAPI{s.approvals}, Sessions: sessionsAPI{s.sessions}, Recordings: recordings{s.recorder.Reader()},
+		Recorder: s.recorder, Status: s.status, Logger: s.log, Tracer: tracer,
+	})
+}
+
+func (s *server) status(context.Context) console.Status {
+	r := s.current.revision.Load()
+	return console.Status{Revision: r.policies.Revision(), Since: r.since.Format(time.RFC3339), Failed: s.reloader.failed(), Envoys: s.xds.Status()}
+}

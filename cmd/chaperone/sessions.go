@@ -1,0 +1,152 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"net/url"
+
+	"github.com/spf13/cobra"
+
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/console"
+	"chaperone.dev/chaperone/internal/record"
+)
+
+func sessionsCommand() *cobra.Command {
+	g := &gateway{}
+	c := &cobra.Command{
+		Use:   "sessions",
+		Short: "List, read, replay and end sessions",
+		Example: `  chaperone sessions list
+  chaperone sessions replay ses_… --speed 2
+  chaperone sessions kill --user ada@example.com --cause "token stolen"`,
+	}
+	g.flags(c)
+	c.AddCommand(sessionsList(g), sessionsShow(g), sessionsReplay(g), sessionsKill(g))
+	return c
+}
+
+func sessionsList(g *gateway) *cobra.Command {
+	var live bool
+	c := &cobra.Command{Use: "list", Short: "List sessions, oldest first", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			var list []console.SessionSummary
+			path := "/api/v1/sessions"
+			if live {
+				path += "?live=true"
+			}
+			if err := g.get(c.Context(), path, &list); err != nil {
+				return err
+			}
+			return g.print(c.OutOrStdout(), list, func(w io.Writer) { writeSessions(w, list) })
+		}}
+	c.Flags().BoolVar(&live, "live", false, "only live sessions")
+	return c
+}
+
+func writeSessions(w io.Writer, list []console.SessionSummary) {
+	fmt.Fprintln(w, "ID\tOPENED\tFOR\tSUBAGENT\tWORKFLOW\tRESOURCE\tREQUESTS\tDENIED\tAPPROVED\tEND")
+	for _, s := range list {
+		end := s.Cause
+		if s.Live {
+			end = "live"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\n", s.ID, age(s.Opened), line(s.Principal.User),
+			line(s.Principal.Subagent), line(s.Principal.Workflow), s.Resource.Name, s.Requests, s.Denied, s.Approved, line(end))
+	}
+}
+
+func sessionsShow(g *gateway) *cobra.Command {
+	return &cobra.Command{Use: "show ID", Short: "Show a session's events at once", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if g.output == "json" {
+				body, err := g.do(c.Context(), http.MethodGet, eventsPath(args[0]), nil)
+				if err != nil {
+					return err
+				}
+				defer body.Close()
+				_, err = io.Copy(c.OutOrStdout(), body)
+				return err
+			}
+			return replay(c, g, args[0], record.RenderOptions{})
+		}}
+}
+
+func sessionsReplay(g *gateway) *cobra.Command {
+	var speed float64
+	c := &cobra.Command{Use: "replay ID", Short: "Replay a session as its client saw it", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if speed < 0 {
+				return fmt.Errorf("%w: --speed must not be negative", errUsage)
+			}
+			return replay(c, g, args[0], record.RenderOptions{Speed: speed})
+		}}
+	c.Flags().Float64Var(&speed, "speed", 1, "times real time; 0 does not wait")
+	return c
+}
+
+func eventsPath(id string) string { return "/api/v1/sessions/" + url.PathEscape(id) + "/events" }
+
+func replay(c *cobra.Command, g *gateway, id string, options record.RenderOptions) error {
+	body, err := g.do(c.Context(), http.MethodGet, eventsPath(id), nil)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	options.Colour = colours(c.OutOrStdout())
+	return record.RenderEvents(c.Context(), c.OutOrStdout(), decodeEvents(body), options)
+}
+
+// decodeEvents reads NDJSON; it yields an error when the stream breaks off.
+func decodeEvents(r io.Reader) iter.Seq2[access.Event, error] {
+	return func(yield func(access.Event, error) bool) {
+		decoder := json.NewDecoder(r)
+		for {
+			var ev access.Event
+			err := decoder.Decode(&ev)
+			if err == io.EOF {
+				return
+			}
+			if !yield(ev, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+func sessionsKill(g *gateway) *cobra.Command {
+	var which console.Selector
+	var cause string
+	c := &cobra.Command{Use: "kill [ID]", Short: "End sessions, and what they run at the target", Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				which.Session = args[0]
+			}
+			if which == (console.Selector{}) {
+				return fmt.Errorf("%w: name a session, or select with flags", errUsage)
+			}
+			in := struct {
+				console.Selector
+				Cause string `json:"cause"`
+			}{which, cause}
+			var out struct {
+				Ended int `json:"ended"`
+			}
+			if err := g.call(c.Context(), http.MethodPost, "/api/v1/kill", in, &out); err != nil {
+				return err
+			}
+			return g.print(c.OutOrStdout(), out, func(w io.Writer) { fmt.Fprintf(w, "sessions ended: %d\n", out.Ended) })
+		}}
+	f := c.Flags()
+	f.StringVar(&which.Token, "token", "", "sessions of this token id (tok_…)")
+	f.StringVar(&which.User, "user", "", "sessions for this user")
+	f.StringVar(&which.Subagent, "subagent", "", "sessions of this subagent")
+	f.StringVar(&which.Workflow, "workflow", "", "sessions of this workflow")
+	f.StringVar(&which.Resource, "resource", "", "sessions on this resource")
+	f.BoolVar(&which.All, "all", false, "every session")
+	f.StringVar(&cause, "cause", "", "recorded, and shown to the client")
+	return c
+}

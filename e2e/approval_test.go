@@ -1,0 +1,198 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"chaperone.dev/chaperone/examples/demo"
+)
+
+var requestID = regexp.MustCompile(`req_[a-z0-9]+`)
+
+// hold runs a statement that is held, and returns its request id and its end.
+func hold(t *testing.T, s *demo.Site, tok, statement string, args ...any) (id string, done <-chan error, conn *pgx.Conn) {
+	t.Helper()
+	config, err := pgx.ParseConfig(s.DSN(tok))
+	if err != nil {
+		t.Fatal(err)
+	}
+	notices := make(chan string, 8)
+	config.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		if id := requestID.FindString(n.Message); id != "" {
+			select {
+			case notices <- id:
+			default: // a reminder nobody waits for
+			}
+		}
+	}
+	if conn, err = pgx.ConnectConfig(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	ended := make(chan error, 1)
+	go func() {
+		tag, err := conn.Exec(context.Background(), statement, args...)
+		if err == nil && tag.RowsAffected() != 1 {
+			err = errors.New(tag.String())
+		}
+		ended <- err
+	}()
+	select {
+	case id = <-notices:
+		return id, ended, conn
+	case err := <-ended:
+		t.Fatalf("%s was not held: %v", statement, err)
+		return "", nil, nil
+	}
+}
+
+func status(t *testing.T, s *demo.Site, order string) string {
+	t.Helper()
+	return value(t, s, "select status from orders where id = "+order)
+}
+
+// TestHeldStatementRunsOnceAsGranted: with bound values, which the grant covers.
+func TestHeldStatementRunsOnceAsGranted(t *testing.T) {
+	t.Parallel()
+	s := site(t)
+	grace := person(t, s, demo.Grace)
+	id, done, conn := hold(t, s, token(t, s, demo.Ada), "update orders set status = $1 where id = $2", "granted", 21)
+	card, err := cli(t, s, grace, "approvals", "show", id)
+	if err != nil || !strings.Contains(card, "granted") || !strings.Contains(card, "$2:") {
+		t.Errorf("the card lacks the bound values: %v\n%s", err, card)
+	}
+	if got := status(t, s, "21"); got == "granted" {
+		t.Fatal("it ran before anybody granted it")
+	}
+	if out, err := cli(t, s, grace, "approvals", "approve", id); err != nil {
+		t.Fatalf("approve: %v\n%s", err, out)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := status(t, s, "21"); got != "granted" {
+		t.Errorf("the order is %q", got)
+	}
+	if out, err := cli(t, s, grace, "approvals", "approve", id); err == nil {
+		t.Errorf("a consumed approval was granted again: %s", out)
+	}
+	if got, err := read(t.Context(), conn, "select count(*) from orders"); got != "120|" {
+		t.Errorf("the session goes on with %q %v", got, err)
+	}
+}
+
+// TestOnlyAReviewerGrants: attacks on the answer, each with the same held
+// statement; the twin is TestHeldStatementRunsOnceAsGranted.
+func TestOnlyAReviewerGrants(t *testing.T) {
+	t.Parallel()
+	s := site(t)
+	id, done, _ := hold(t, s, token(t, s, demo.Rhea), "update orders set status = 'stolen' where id = 22")
+	for name, tok := range map[string]string{
+		"the subagent itself":                     token(t, s, demo.Rhea),
+		"a subagent of a senior engineer":         token(t, s, demo.Grace),
+		"the user it acts for, a senior engineer": person(t, s, demo.Rhea),
+		"a plain user":                            person(t, s, demo.Tom),
+		"an operator":                             person(t, s, demo.Alan),
+		"an auditor who is no reviewer":           person(t, s, demo.Sofia),
+		"nobody":                                  "none",
+	} {
+		if out, err := cli(t, s, tok, "approvals", "approve", id); err == nil {
+			t.Errorf("%s granted it: %s", name, out)
+		}
+	}
+	if out, err := cli(t, s, person(t, s, demo.Grace), "approvals", "refuse", id); err != nil {
+		t.Fatalf("refuse: %v\n%s", err, out)
+	}
+	var refused *pgconn.PgError
+	if err := <-done; !errors.As(err, &refused) || !strings.Contains(refused.Detail, "approval-refused") {
+		t.Errorf("refused: %v", err)
+	}
+	if got := status(t, s, "22"); got == "stolen" {
+		t.Error("it ran")
+	}
+}
+
+// TestApprovalsExpire: an answer after the expiry runs nothing.
+func TestApprovalsExpire(t *testing.T) {
+	t.Parallel()
+	s := site(t)
+	id, done, _ := hold(t, s, token(t, s, demo.Ada), "delete from orders where id = -1")
+	var refused *pgconn.PgError
+	if err := <-done; !errors.As(err, &refused) || !strings.Contains(refused.Detail, "approval-expired") {
+		t.Errorf("expired: %v", err)
+	}
+	if out, err := cli(t, s, person(t, s, demo.Grace), "approvals", "approve", id); err == nil || !strings.Contains(out, "expired") {
+		t.Errorf("an expired approval: %v %s", err, out)
+	}
+}
+
+// TestLeavingAbandons: a closed socket, and a later approval runs nothing.
+func TestLeavingAbandons(t *testing.T) {
+	t.Parallel()
+	s := site(t)
+	id, _, conn := hold(t, s, token(t, s, demo.Ada), "update orders set status = 'ghost' where id = 23")
+	if err := conn.PgConn().Conn().Close(); err != nil {
+		t.Fatal(err)
+	}
+	grace := person(t, s, demo.Grace)
+	eventually(t, func() error {
+		out, err := cli(t, s, grace, "approvals", "show", id)
+		if err == nil && !strings.Contains(out, "abandoned") {
+			err = errors.New(out)
+		}
+		return err
+	})
+	if out, err := cli(t, s, grace, "approvals", "approve", id); err == nil {
+		t.Errorf("an abandoned approval was granted: %s", out)
+	}
+	if got := status(t, s, "23"); got == "ghost" {
+		t.Error("it ran")
+	}
+}
+
+// TestHTTPAsync: 202 with the id at once, one pass after the grant, bound to
+// the body and to the caller.
+func TestHTTPAsync(t *testing.T) {
+	t.Parallel()
+	s := site(t)
+	ada := token(t, s, demo.Ada)
+	post := func(tok, body string) (int, string) {
+		res := request(t, s, "POST", "/http/billing/refunds", tok, body, "Prefer", "respond-async", "Content-Type", "application/json")
+		b, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, string(b)
+	}
+	code, body := post(ada, `{"order": 31}`)
+	id := requestID.FindString(body)
+	if code != http.StatusAccepted || id == "" {
+		t.Fatalf("answered %d %s", code, body)
+	}
+	if out, err := cli(t, s, person(t, s, demo.Grace), "approvals", "approve", id); err != nil {
+		t.Fatalf("approve: %v\n%s", err, out)
+	}
+	if code, body := post(ada, `{"order": 32}`); code != http.StatusAccepted {
+		t.Errorf("another body: %d %s", code, body)
+	}
+	if code, body := post(token(t, s, demo.Rhea), `{"order": 31}`); code != http.StatusAccepted {
+		t.Errorf("another caller: %d %s", code, body)
+	}
+	if code, body := post(ada, `{"order": 31}`); code != http.StatusOK || !strings.Contains(body, "POST /refunds") {
+		t.Errorf("the granted request: %d %s", code, body)
+	}
+	if code, body := post(ada, `{"order": 31}`); code != http.StatusAccepted {
+		t.Errorf("once more: %d %s", code, body)
+	}
+	if code, _ := post(ada, strings.Repeat("x", 1<<20+1)); code != http.StatusRequestEntityTooLarge {
+		t.Errorf("a body above 1 MiB: %d", code)
+	}
+}
