@@ -66,7 +66,8 @@ func (e *Engine) MayConnect(_ context.Context, p access.Principal, r access.Reso
 	return e.Current().mayConnect(access.Request{Principal: p, Resource: r}, e.now())
 }
 
-// ReadsBody reports whether any rule that could apply to requests on r reads
+// ReadsBody reports whether any rule that could apply to requests on r needs
+// the body: holds the request, for a grant covers the body too, or reads
 // http.body: whether the body is worth reading before the decision.
 func (e *Engine) ReadsBody(r access.Resource) bool {
 	return e.Current().readsBody(&r)
@@ -121,6 +122,8 @@ func (s *Set) readsBody(r *access.Resource) (reads bool) {
 		}
 	}()
 	return slices.ContainsFunc(s.target(r).covering, func(c coveringPolicy) bool {
-		return slices.ContainsFunc(c.policy.rules, func(r *rule) bool { return r.when.reads.has(readsBody) })
+		return slices.ContainsFunc(c.policy.rules, func(r *rule) bool {
+			return r.when.reads.has(readsBody) || r.effect == access.Approve // a reviewer grants the body too
+		})
 	})
 }
