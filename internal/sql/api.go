@@ -98,16 +98,18 @@ func (r *Refusal) Error() string { return r.Message }
 
 // A Forward is what the target gets instead of the client's text.
 type Forward struct {
-	Text    string     // the text to send; equal to the client's when nothing is masked
-	Action  access.SQL // as judged, with Forward set when the text differs
-	Masked  []string   // schema.table.column of the columns that were replaced
+	Text   string     // the text to send; equal to the client's when nothing is masked
+	Action access.SQL // as judged, with Forward set when the text differs
+	Masked []string   // schema.table.column of the columns that were replaced
+
+	client  string
 	splices []splice
 }
 
 // ClientPosition maps a 1-based character position in Forward.Text, as the
 // target's errors carry it, to the client's text. What lies inside the
 // gateway's own text maps to the relation that it replaced. 0 maps to 0.
-func (f *Forward) ClientPosition(position int) int { return clientPosition(f.splices, position) }
+func (f *Forward) ClientPosition(position int) int { return clientPosition(f, position) }
 
 // An Analyzer parses, binds, judges and rewrites. It is immutable and safe for
 // concurrent use.

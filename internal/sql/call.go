@@ -24,7 +24,7 @@ func (b *binder) call(f *pg.FuncCall, s *scope, env *cteEnv, clause string) line
 	case f.GetAggDistinct():
 		arguments = decides(clause, "DISTINCT in an aggregate")
 	case b.library.counting[bare]:
-		arguments = decides(clause, bare+"(), which answers a question about the value")
+		arguments = decides(clause, bare+"()")
 	}
 	from := b.exprs(f.GetArgs(), inner, env, arguments)
 	order := decides(clause, "ORDER BY in an aggregate")

@@ -1,0 +1,363 @@
+package sql
+
+import (
+	"fmt"
+	"strings"
+
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/sql/catalog"
+)
+
+// A masking is the set of columns that masks hide in one database: those named,
+// those generated from them, and the same ones of partitions, children and
+// parents, through which the value would be read too.
+type masking struct {
+	cat     *catalog.Snapshot
+	library *library
+	columns map[uint32]map[string]bool
+	broken  map[uint32]string // relations of which a mask names a column that is not there
+}
+
+// newMasking returns nil when no mask names a column.
+func newMasking(cat *catalog.Snapshot, lib *library, masks []access.Mask) *masking {
+	m := &masking{cat: cat, library: lib, columns: map[uint32]map[string]bool{}, broken: map[uint32]string{}}
+	named := false
+	for _, mask := range masks {
+		if mask.Column != "" {
+			named = true
+			m.name(mask.Column)
+		}
+	}
+	if !named {
+		return nil
+	}
+	return m
+}
+
+// name hides the column that schema.table.column means. A part may itself hold
+// dots, so every way to cut the name is tried.
+func (m *masking) name(full string) {
+	var missing []*catalog.Relation
+	found := false
+	for i := range full {
+		for j := i + 1; j < len(full); j++ {
+			if full[i] != '.' || full[j] != '.' {
+				continue
+			}
+			r := m.cat.Relation(full[:i], full[i+1:j])
+			if r == nil {
+				continue
+			}
+			if r.Column(full[j+1:]) == nil {
+				missing = append(missing, r)
+				continue
+			}
+			found = true
+			m.hide(r, full[j+1:])
+		}
+	}
+	if !found {
+		for _, r := range missing {
+			m.broken[r.OID] = full
+		}
+	}
+}
+
+func (m *masking) hide(r *catalog.Relation, column string) {
+	if r == nil || r.Column(column) == nil || m.columns[r.OID][column] {
+		return
+	}
+	if m.columns[r.OID] == nil {
+		m.columns[r.OID] = map[string]bool{}
+	}
+	m.columns[r.OID][column] = true
+	for _, c := range r.Columns {
+		for _, from := range c.From {
+			if from == column {
+				m.hide(r, c.Name)
+			}
+		}
+	}
+	for _, oid := range m.cat.Children(r.OID) {
+		m.hide(m.cat.RelationByOID(oid), column)
+	}
+	for _, oid := range r.Parents {
+		m.hide(m.cat.RelationByOID(oid), column)
+	}
+}
+
+// hidden reports whether anything of a relation is hidden.
+func (m *masking) hidden(r *catalog.Relation) bool { return r != nil && len(m.columns[r.OID]) > 0 }
+
+// first is the name of a hidden column in l, "" when there is none.
+func (m *masking) first(l lineage) string {
+	name := ""
+	for key := range l {
+		if !m.columns[key.relation][key.name] {
+			continue
+		}
+		full := m.cat.RelationByOID(key.relation).Qualified() + "." + key.name
+		if name == "" || full < name {
+			name = full
+		}
+	}
+	return name
+}
+
+const liftHint = "Leave the column out here; where the value itself is needed, ask for a rule that does not mask it."
+
+// maskedField refuses an operation on a hidden column.
+func maskedField(text string, location int32, hint, format string, args ...any) *Refusal {
+	return &Refusal{
+		Reason: access.MaskedField, SQLState: "42501", Message: fmt.Sprintf(format, args...),
+		Position: charPosition(text, location), Hint: hint,
+	}
+}
+
+// check refuses what cannot be computed on masks, nil when nothing is in the
+// way of rewriting.
+func (m *masking) check(st *Statement) *Refusal {
+	b := st.body.bound
+	if len(st.Action.Unknown) > 0 {
+		return &Refusal{
+			Reason: access.Unsupported, SQLState: "0A000",
+			Message: "columns are masked here, and " + st.Action.Unknown[0],
+			Hint:    "Use PostgreSQL's own functions and types, or ask the operator to vouch for this one (curated functions).",
+		}
+	}
+	for _, ref := range b.references {
+		if r := m.checkReference(st, ref); r != nil {
+			return r
+		}
+	}
+	for _, u := range b.uses {
+		if r := m.checkUse(st, u); r != nil {
+			return r
+		}
+	}
+	for _, c := range b.changes {
+		if r := m.checkChange(st, c); r != nil {
+			return r
+		}
+	}
+	for _, g := range b.groupings {
+		if r := m.checkGrouping(st, g); r != nil {
+			return r
+		}
+	}
+	return nil
+}
+
+// checkReference refuses relations through which a hidden value might be read,
+// and forms of naming a relation that a subquery cannot take over.
+func (m *masking) checkReference(st *Statement, ref *reference) *Refusal {
+	r, text := ref.relation, st.Text
+	if full, ok := m.broken[r.OID]; ok {
+		return maskedField(text, ref.location, "Tell the operator: the policy and the table no longer agree.",
+			"%s is to be masked, but %s has no such column", full, r.Qualified())
+	}
+	if hint := m.unclean(r); hint != "" {
+		return maskedField(text, ref.location, hint, "%s may hold masked values", r.Qualified())
+	}
+	if facts, ok := st.body.viewReads[r]; ok {
+		if source := m.uncleanView(facts); source != "" {
+			return maskedField(text, ref.location, "Read "+source+" itself: its masked columns are masked there.",
+				"%s reads %s, which has masked columns", r.Qualified(), source)
+		}
+	}
+	if !m.hidden(r) || ref.target {
+		return nil
+	}
+	switch {
+	case r.Kind == catalog.View || r.Kind == catalog.MaterializedView:
+		// A mask on a view's own column: the view is read like a table.
+	case ref.sampled:
+		return maskedField(text, ref.location, "Leave TABLESAMPLE out; use WHERE or LIMIT.",
+			"%s has masked columns and cannot be sampled", r.Qualified())
+	case ref.system != "":
+		return maskedField(text, ref.location, "Name rows by their key.",
+			"%s has masked columns, and its system column %s cannot be read", r.Qualified(), ref.system)
+	}
+	if st.body.bound.locks {
+		return maskedField(text, ref.location, "Leave FOR UPDATE out, or ask for a rule that does not mask the column.",
+			"%s has masked columns and its rows cannot be locked", r.Qualified())
+	}
+	return nil
+}
+
+// unclean says what to do instead when a relation may hold values of others.
+func (m *masking) unclean(r *catalog.Relation) string {
+	switch {
+	case r.Kind == catalog.ForeignTable && !m.hidden(r):
+		return "Foreign tables are not read where columns are masked: what is behind them is not known."
+	case r.Schema == "pg_catalog" && !m.library.catalogs[r.Name]:
+		return "Use the catalogs that hold definitions only, such as pg_class and pg_attribute."
+	case r.Schema == "information_schema" && m.library.information[r.Name]:
+		return "Use the views that hold definitions only, such as information_schema.columns."
+	}
+	return ""
+}
+
+func (m *masking) uncleanView(f viewFacts) string {
+	for _, oid := range f.reads {
+		r := m.cat.RelationByOID(oid)
+		if r == nil {
+			return "a relation that is not known"
+		}
+		if m.hidden(r) || m.broken[oid] != "" || m.unclean(r) != "" {
+			return r.Qualified()
+		}
+	}
+	return ""
+}
+
+// checkUse refuses a hidden column where its value would decide on something,
+// and anywhere in a statement that changes data.
+func (m *masking) checkUse(st *Statement, u use) *Refusal {
+	name := m.first(u.columns)
+	switch {
+	case name == "":
+		return nil
+	case len(st.body.bound.changes) > 0:
+		return maskedField(st.Text, u.location, "Name the columns that are not masked. "+liftHint,
+			"%s is masked and cannot take part in %s: masks would be stored or rows chosen by them", name, st.body.bound.changes[0].command)
+	case u.clause != "":
+		return maskedField(st.Text, u.location, liftHint,
+			"%s is masked and cannot be used in %s: the answer would be computed on the mask", name, u.clause)
+	}
+	return nil
+}
+
+// checkChange refuses writes to hidden columns, and writes whose constraints or
+// triggers would answer questions about them.
+func (m *masking) checkChange(st *Statement, c *change) *Refusal {
+	for _, r := range m.family(c.ref.relation) {
+		for _, t := range r.Triggers {
+			if t.SecurityDefiner || m.hidden(r) {
+				return maskedField(st.Text, c.ref.location, "Ask for a rule that does not mask the column.",
+					"the trigger %s of %s may show masked values", t.Name, r.Qualified())
+			}
+		}
+		for column := range c.written {
+			if m.columns[r.OID][column] {
+				return maskedField(st.Text, c.ref.location, "Name the columns to write, without the masked ones. "+liftHint,
+					"%s.%s is masked and cannot be written", r.Qualified(), column)
+			}
+		}
+		for _, k := range r.Constraints {
+			if name := m.answers(r, k, c.written); name != "" {
+				return maskedField(st.Text, c.ref.location, "Ask for a rule that does not mask the column.",
+					"a constraint of %s would tell whether a value of %s exists", r.Qualified(), name)
+			}
+		}
+	}
+	return nil
+}
+
+// family is a relation with everything that inherits from it.
+func (m *masking) family(r *catalog.Relation) []*catalog.Relation {
+	if r == nil {
+		return nil
+	}
+	all, seen := []*catalog.Relation{r}, map[uint32]bool{r.OID: true}
+	for i := 0; i < len(all); i++ {
+		for _, oid := range m.cat.Children(all[i].OID) {
+			if child := m.cat.RelationByOID(oid); child != nil && !seen[oid] {
+				seen[oid] = true
+				all = append(all, child)
+			}
+		}
+	}
+	return all
+}
+
+// answers is the hidden column that a constraint compares written ones with.
+func (m *masking) answers(r *catalog.Relation, k catalog.Constraint, written map[string]bool) string {
+	takesPart := false
+	for _, column := range k.Columns {
+		takesPart = takesPart || written[column]
+	}
+	if !takesPart {
+		return ""
+	}
+	for _, column := range k.Columns {
+		if m.columns[r.OID][column] {
+			return r.Qualified() + "." + column
+		}
+	}
+	if other := m.cat.RelationByOID(k.References); other != nil {
+		for _, column := range k.Referenced {
+			if m.columns[other.OID][column] {
+				return other.Qualified() + "." + column
+			}
+		}
+	}
+	return ""
+}
+
+// checkGrouping refuses columns that only a primary key makes single-valued: a
+// subquery has none.
+func (m *masking) checkGrouping(st *Statement, g *grouping) *Refusal {
+	for _, u := range g.bare {
+		r := u.source.relation
+		if !m.hidden(r) || g.keys[u.bareColumn] || !groupedByKey(g, u.source, r) {
+			continue
+		}
+		name := r.Qualified() + "." + u.column
+		if m.columns[r.OID][u.column] {
+			return maskedField(st.Text, u.location, "Use min("+u.column+") to show the mask, or leave the column out.",
+				"%s is masked and cannot be shown beside GROUP BY", name)
+		}
+		return maskedField(st.Text, u.location, "Add "+u.column+" to GROUP BY.",
+			"%s has masked columns, so that %s must appear in GROUP BY itself", r.Qualified(), name)
+	}
+	return nil
+}
+
+func groupedByKey(g *grouping, src *source, r *catalog.Relation) bool {
+	key := r.PrimaryKey()
+	for _, column := range key {
+		if !g.keys[bareColumn{src, column}] {
+			return false
+		}
+	}
+	return len(key) > 0
+}
+
+// constant is the SQL text of a column's mask: of its exact type, every name
+// qualified, "***" where the type has room for it and NULL elsewhere.
+func (m *masking) constant(c *catalog.Column) string {
+	typ := catalog.QuoteIdentifier(c.TypeSchema) + "." + catalog.QuoteIdentifier(c.TypeName)
+	if c.TypeSchema != "pg_catalog" {
+		if c.TypeKind != "e" && !m.library.extensions[c.Extension] {
+			return "NULL::pg_catalog.text" // the type's own functions are not known
+		}
+	}
+	if element, ok := strings.CutPrefix(c.TypeName, "_"); ok {
+		return "NULL::" + catalog.QuoteIdentifier(c.TypeSchema) + "." + catalog.QuoteIdentifier(element) + "[]"
+	}
+	if c.TypeSchema != "pg_catalog" {
+		return "NULL::" + typ
+	}
+	room := c.Typmod - 4 // characters; typmods count the length word
+	switch {
+	case c.TypeName == "text":
+	case c.TypeName == "varchar" || c.TypeName == "bpchar":
+		if c.Typmod >= 0 {
+			typ += fmt.Sprintf("(%d)", room)
+		}
+		if c.Typmod >= 0 && room < 3 {
+			return "NULL::" + typ + collate(c)
+		}
+	default:
+		return "NULL::" + typ
+	}
+	return "'***'::" + typ + collate(c)
+}
+
+func collate(c *catalog.Column) string {
+	if c.Collation == "" {
+		return ""
+	}
+	return " COLLATE " + c.Collation
+}
