@@ -76,6 +76,9 @@ func BenchmarkRead(b *testing.B) {
 	})
 	b.Run("one-session", func(b *testing.B) {
 		reader := newReader(string(d.folder))
+		if _, err := reader.Sessions(b.Context(), SessionFilter{}); err != nil { // makes the index
+			b.Fatal(err)
+		}
 		for b.Loop() {
 			for _, err := range reader.Session(b.Context(), "s50") {
 				if err != nil {
