@@ -236,6 +236,9 @@ func (s *session) refuse(ctx context.Context, r *refusal, belongs func(step) boo
 // record makes the evidence of a refusal durable.
 func (s *session) record(ctx context.Context, r *refusal) error {
 	events := r.before
+	if r.denial != nil && r.denial.Reason == access.Unavailable {
+		s.log.Warn("postgres statement refused", "message", r.denial.Message, "cause", r.cause, "request", r.denial.RequestID)
+	}
 	if r.denial != nil && !r.recorded {
 		events = append(events, s.event(access.Event{Request: r.denial.RequestID, Denied: &access.Denied{
 			Denial: *r.denial, Cause: r.cause, Resource: s.resource.Access.Name, Client: s.info.Client, Text: r.asked,

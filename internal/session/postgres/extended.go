@@ -33,6 +33,9 @@ func (s *session) parse(ctx context.Context, body []byte) error {
 		d.Hint = "close some of them"
 		return s.refuse(ctx, refuse(d, "prepared statements"), nil)
 	}
+	if r := s.parameterTypes(msg.ParameterOIDs); r != nil {
+		return s.refuse(ctx, r, nil)
+	}
 	st := &statement{name: msg.Name, text: msg.Query, types: msg.ParameterOIDs}
 	v, err := s.judge(ctx, st, access.NewRequestID(), nil, false)
 	if err != nil {
@@ -52,6 +55,23 @@ func (s *session) parse(ctx context.Context, body []byte) error {
 		parse.before = []access.Event{v.decided(s)}
 	}
 	return s.stage(ctx, parse, s.parseMessage(st))
+}
+
+// firstUserOID is FirstNormalObjectId: types from here on are not PostgreSQL's
+// own.
+const firstUserOID = 16384
+
+// parameterTypes refuses types of the database's users for parameters: they
+// would choose functions and operators that the judge has not seen.
+func (s *session) parameterTypes(types []uint32) *refusal {
+	for i, oid := range types {
+		if oid >= firstUserOID {
+			d := s.newDenial(access.Unsupported, fmt.Sprintf("the type of parameter $%d is not one of PostgreSQL's own", i+1))
+			d.Hint = "leave the type to the database"
+			return refuse(d, "parameter type")
+		}
+	}
+	return nil
 }
 
 // prepareStep is the step that prepares st at the target, under a name of the

@@ -146,6 +146,11 @@ func newInbox(limit, message int) *inbox {
 // receive reads frames until the client leaves, breaks the protocol or the
 // session ends the inbox. It is the only reader of r.
 func (in *inbox) receive(r io.Reader) {
+	defer func() {
+		if fault := recover(); fault != nil {
+			in.end(fmt.Errorf("panic: %v", fault), true)
+		}
+	}()
 	for {
 		f, err := in.read(r)
 		if err == nil && f.typ == msgTerminate {
@@ -231,6 +236,16 @@ func (in *inbox) next(ctx context.Context) (frame, error) {
 		case <-ctx.Done():
 			return frame{}, context.Cause(ctx)
 		}
+	}
+}
+
+// isGone reports whether nobody reads answers any more.
+func (in *inbox) isGone() bool {
+	select {
+	case <-in.gone:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -172,6 +172,11 @@ func (s *session) waitAsync(ctx context.Context, id string) (<-chan waited, func
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		defer func() {
+			if fault := recover(); fault != nil {
+				answers <- waited{err: fmt.Errorf("panic: %v", fault)}
+			}
+		}()
 		a, err := s.deps.Approvals.Wait(ctx, id)
 		answers <- waited{a, err}
 	}()

@@ -22,10 +22,11 @@ type statement struct {
 	text   string
 	types  []uint32 // as the client gave them
 
-	// As last judged. The snapshot is that of both.
-	judged *sql.Statement
-	view   *view
-	masks  []access.Mask
+	// As last judged.
+	judged   *sql.Statement
+	analyzer Analyzer
+	view     *view
+	masks    []access.Mask
 
 	forward *sql.Forward // nil for an empty statement
 	detect  Detector     // nil when nothing is to be detected
@@ -190,16 +191,17 @@ func (s *session) analyze(ctx context.Context, st *statement, fresh bool) *refus
 		r.cause = err.Error()
 		return r
 	}
-	if st.judged != nil && st.view.snapshot.Version() == view.snapshot.Version() {
+	analyzer := s.resource.Analyzer // a new configuration brings a new one
+	if st.judged != nil && st.analyzer == analyzer && st.view.snapshot.Version() == view.snapshot.Version() {
 		return nil
 	}
-	judged, err := s.resource.Analyzer.Analyze(ctx, st.text, view.snapshot)
+	judged, err := analyzer.Analyze(ctx, st.text, view.snapshot)
 	if err != nil {
 		r := s.unavailable("the gateway cannot read SQL now")
 		r.cause = err.Error()
 		return r
 	}
-	st.judged, st.view, st.forward, st.masks = judged, view, nil, nil
+	st.judged, st.analyzer, st.view, st.forward, st.masks = judged, analyzer, view, nil, nil
 	return nil
 }
 

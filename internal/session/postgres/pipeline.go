@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -147,8 +148,14 @@ func (s *session) send(ctx context.Context, flush bool) error {
 	if len(wire) == 0 {
 		return nil
 	}
+	if s.in.isGone() {
+		return errClientLeft
+	}
 	if err := s.up.write(wire); err != nil {
 		return s.upstreamFault(ctx, err)
+	}
+	if s.in.isGone() || s.current != nil && s.current.timedOut.Load() {
+		s.up.cancel() // the one that was sent meanwhile came too early
 	}
 	return nil
 }
@@ -339,6 +346,10 @@ func (s *session) notice(ctx context.Context, body []byte) error {
 	}
 	if len(s.steps) > 0 && s.steps[0].quiet {
 		return nil
+	}
+	severity := n.SeverityUnlocalized
+	if s.masked && (strings.HasPrefix(severity, "DEBUG") || severity == "LOG") {
+		return nil // inner workings, values among them
 	}
 	shown := s.shownError((*pgproto3.ErrorResponse)(&n), nil)
 	shown.Position = 0

@@ -75,6 +75,7 @@ func (c *connection) open(ctx context.Context, start *startup, p access.Principa
 		return &fatalError{r: &refusal{denial: d, state: sqlstateTooMany, cause: "session bound"}}
 	}
 	resource, ok := c.deps.Resource(start.database)
+	ok = ok && resource.Access.Kind == access.Postgres
 	if !ok || !c.deps.Decider.MayConnect(ctx, p, resource.Access) {
 		d := c.denial(start, access.UnknownResource, fmt.Sprintf("there is no resource %q that you may use", printable(start.database, 100)))
 		d.Hint = "give the name of a resource as the database name; ask its owners for a policy if you need one"

@@ -135,7 +135,11 @@ func (u *upstream) cancel() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.cancelling != nil {
-		return
+		select {
+		case <-u.cancelling:
+		default:
+			return
+		}
 	}
 	done := make(chan struct{})
 	u.cancelling = done
