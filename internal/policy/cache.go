@@ -2,11 +2,12 @@ package policy
 
 import "sync"
 
-// Bounds on what a set remembers. Weight is one for each entry and one for
-// each policy that it points to.
+// Bounds on what a set remembers. The weight of an entry is about a sixteenth of
+// its bytes: entryWeight and one for each policy, group or hop that it holds.
 const (
 	maxTargetWeight = 1 << 20
 	maxScopeWeight  = 1 << 20
+	entryWeight     = 64
 )
 
 // A cache holds up to two generations of entries: when the current one is full

@@ -89,9 +89,6 @@ func approvalOf(rules []*rule) *access.ApprovalTerms {
 	if len(rules) == 0 {
 		return nil
 	}
-	if len(rules) == 1 {
-		return rules[0].approval
-	}
 	terms := *rules[0].approval
 	for _, r := range rules[1:] {
 		a := r.approval
@@ -160,7 +157,7 @@ func mergeMasks(masks []access.Mask) []access.Mask {
 	slices.SortStableFunc(merged, func(a, b access.Mask) int {
 		return cmp.Or(cmp.Compare(maskOrder(a), maskOrder(b)), cmp.Compare(a.Column, b.Column), cmp.Compare(a.JSON, b.JSON))
 	})
-	return merged
+	return slices.Clip(merged) // an append by whoever gets it copies
 }
 
 // maskOrder puts columns first, then JSON fields, then detectors.

@@ -58,7 +58,9 @@ func (s *Set) scope(p *access.Principal, r *access.Resource) *scope {
 	return sc
 }
 
-func (sc *scope) weight() int { return 1 + len(sc.candidates) }
+func (sc *scope) weight() int {
+	return entryWeight + len(sc.candidates) + len(sc.principal.Groups) + len(sc.principal.Chain)
+}
 
 // is compares everything that conditions can read.
 func (sc *scope) is(p *access.Principal, r *access.Resource) bool {
@@ -101,7 +103,7 @@ func (s *Set) target(r *access.Resource) *target {
 	return t
 }
 
-func (t *target) weight() int { return 1 + len(t.covering) + len(t.byAtom) }
+func (t *target) weight() int { return entryWeight + len(t.covering) + len(t.byAtom) }
 
 func (s *Set) newTarget(r *access.Resource) *target {
 	t := &target{
@@ -116,6 +118,7 @@ func (s *Set) newTarget(r *access.Resource) *target {
 	e := s.begin()
 	e.resource = t.object
 	for _, p := range s.policies {
+		e.spent = 0 // each policy is bounded by itself: this is not one decision's work
 		out, err := e.run(p.resource)
 		if out == no {
 			continue
@@ -164,6 +167,7 @@ func (s *Set) newScope(p *access.Principal, t *target) *scope {
 		case condition.reads.has(readsTime):
 			c.volatile = true
 		default:
+			e.spent = 0
 			out, err := e.run(condition)
 			if out == no {
 				continue
