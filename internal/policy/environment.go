@@ -101,6 +101,9 @@ func newEnvironment() (*environment, error) {
 		if env.sites[s], err = base.Extend(v.declarations(site(s))...); err != nil {
 			return nil, fmt.Errorf("condition language: %w", err)
 		}
+		// CEL builds what it suggests for misspelt names when it first needs it,
+		// and reads it unguarded elsewhere; loading compiles in parallel.
+		env.sites[s].Compile("misspelt.name")
 	}
 	if env.tracker, err = newTracker(base); err != nil {
 		return nil, fmt.Errorf("condition cost: %w", err)
