@@ -128,9 +128,9 @@ func (t *teller) masked(ctx context.Context) error {
 		seen("as a whole row", "select c::text from customers c where id = 1", p.Name),
 		seen("as JSON", "select row_to_json(c) from customers c where id = 1", p.Name),
 		seen("computed upon", "select ssn || '' from customers where id = 1"),
-		beat{say: "described before it runs", run: `echo 'select ssn, card from customers \gdesc' | PGPASSWORD=$ADA psql "$ORDERS"`, want: []string{"ssn", "text"}, not: secrets},
+		beat{say: "described before it runs", run: `printf '%s' 'select ssn, card from customers \gdesc' | PGPASSWORD=$ADA psql "$ORDERS"`, want: []string{"ssn", "text"}, not: secrets},
 		beat{say: "a statement prepared by the protocol, with a bound value",
-			run: `echo 'select name, ssn from customers where id = $1 \bind 1 \g' | PGPASSWORD=$ADA psql-new "$PLAIN"`, want: []string{p.Name, "***"}, not: secrets},
+			run: `printf '%s' 'select name, ssn from customers where id = $1 \bind 1 \g' | PGPASSWORD=$ADA psql-new "$PLAIN"`, want: []string{p.Name, "***"}, not: secrets},
 		beat{say: "asking about the hidden value is refused, with the reason",
 			run: psql("ADA", "select id from customers where ssn like '1%'"), fails: true, want: []string{"ERROR", "ssn", "reason masked-field", "HINT"}, not: secrets},
 	)

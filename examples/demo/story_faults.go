@@ -165,5 +165,5 @@ func (t *teller) tamper(ctx context.Context) error {
 		return err
 	}
 	return t.tell(ctx, beat{say: "with one byte of a copy changed (drop became crop), the first bad event is named",
-		run: "chaperone evidence verify data/tampered", fails: true, want: []string{"seq"}})
+		run: "chaperone evidence verify data/tampered", fails: true, want: []string{"event", "was changed"}})
 }

@@ -119,13 +119,16 @@ func (r *running) Output() string {
 	return r.buf.String()
 }
 
+// assignments are the variables set before a command's name.
+var assignments = regexp.MustCompile(`^(\w+=\S+ )*`)
+
 // begin prints and starts a command, and waits until its output matches until.
 func (t *teller) begin(ctx context.Context, say, command string, until *regexp.Regexp) (*running, []string, error) {
 	t.say(say)
 	t.command(command + " &")
 	r := &running{done: make(chan error, 1)}
 	// exec: a signal must reach the client, not a shell around it.
-	r.cmd = t.shellCommand(ctx, "exec "+command)
+	r.cmd = t.shellCommand(ctx, assignments.ReplaceAllString(command, "${0}exec "))
 	r.cmd.Stdout, r.cmd.Stderr = r, r
 	if err := r.cmd.Start(); err != nil {
 		return nil, nil, err

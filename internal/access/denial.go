@@ -114,6 +114,9 @@ func DenialOf(req Request, d Decision) *Denial {
 	if denial.Reason == "" {
 		denial.Reason = NoRule
 	}
+	if denial.Hint == "" && len(d.Rules) > 0 {
+		denial.Hint = "no reviewer can lift this; ask whoever keeps the policy " + d.Rules[0].Policy
+	}
 	if denial.Message == "" {
 		denial.Message = "no policy allows this on " + req.Resource.Name
 	}
