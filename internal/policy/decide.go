@@ -152,14 +152,19 @@ func (s *Set) held(e *evaluation, sc *scope, approvals, allows []*rule) access.D
 		Effect: access.Approve, Rules: refsOf(approvals), Reason: access.ApprovalRequired, Message: approvals[0].message,
 		Revision: s.revision, Obligations: sc.obligations(approvals, allows),
 	}
-	if terms := d.Obligations.Approval; d.Message == "" {
-		who := "a member of " + strings.Join(terms.Groups, " or ")
-		if terms.Count > 1 {
-			who = fmt.Sprintf("%d members of %s", terms.Count, strings.Join(terms.Groups, " or "))
-		}
-		d.Message = fmt.Sprintf("rule %s holds %s until %s grants it", approvals[0].ref(), describe(&e.req), who)
+	if d.Message == "" {
+		d.Message = "rule " + approvals[0].ref().String() + " holds " + describe(&e.req) + " until " + granters(d.Obligations.Approval) + " it"
 	}
 	return d
+}
+
+// granters says who must grant: "a member of dba grants".
+func granters(terms *access.ApprovalTerms) string {
+	groups := strings.Join(terms.Groups, " or ")
+	if terms.Count == 1 {
+		return "a member of " + groups + " grants"
+	}
+	return fmt.Sprintf("%d members of %s grant", terms.Count, groups)
 }
 
 // describe names the action and its resource in a few words.

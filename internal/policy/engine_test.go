@@ -198,7 +198,7 @@ func TestMessages(t *testing.T) {
 		{"deny, for it may apply", "  - {name: r, when: sql.ddl, effect: deny}\n", "it cannot be ruled out that rule p/r forbids SELECT on orders: function f is not known",
 			sqlRequest(access.SQL{Command: "SELECT", Unknown: []string{"function f is not known"}})},
 		{"approve", "  - {name: r, effect: approve, approval: {groups: [a, b]}}\n", "rule p/r holds SELECT on orders until a member of a or b grants it", sqlRequest(*selects("a.b").SQL)},
-		{"approve by two", "  - {name: r, effect: approve, approval: {groups: [a], count: 2}}\n", "rule p/r holds GET /x on billing until 2 members of a grants it", httpRequest(access.HTTPCall{Method: "GET", Path: "/x"})},
+		{"approve by two", "  - {name: r, effect: approve, approval: {groups: [a], count: 2}}\n", "rule p/r holds GET /x on billing until 2 members of a grant it", httpRequest(access.HTTPCall{Method: "GET", Path: "/x"})},
 		{"nothing", "  - {name: r, when: sql.ddl, effect: allow}\n", "no rule allows SELECT on orders", sqlRequest(*selects("a.b").SQL)},
 		{"nothing, unparsed", "  - {name: r, when: sql.ddl, effect: allow}\n", "no rule allows this statement on orders", sqlRequest(access.SQL{})},
 		{"allow", "  - {name: r, effect: allow, message: be gentle}\n", "be gentle", sqlRequest(*selects("a.b").SQL)},
