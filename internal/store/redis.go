@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 	"github.com/redis/go-redis/v9/maintnotifications"
 
 	"chaperone.dev/chaperone/internal/access"
@@ -63,6 +64,7 @@ func OpenRedis(ctx context.Context, config RedisConfig) (*Redis, error) {
 	options.PoolSize, options.MaxActiveConns = 32, 64
 	options.DisableIdentity = true
 	options.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	logging.Disable() // it would write to standard error; every fault also comes back from its call
 	r.client = redis.NewClient(options)
 	if err := r.check(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("redis store: %w", err), r.client.Close())
