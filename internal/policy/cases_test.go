@@ -124,7 +124,7 @@ func TestRunTests(t *testing.T) {
 	}
 }
 
-func TestRunTestsFaults(t *testing.T) {
+func TestRunTestsFaultsGolden(t *testing.T) {
 	t.Parallel()
 	set := mustLoad(t, "orders.yaml", ordersPolicy)
 	_, err := runTests(set, files("tests.yaml", `

@@ -213,7 +213,7 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-func TestExplain(t *testing.T) {
+func TestExplainGolden(t *testing.T) {
 	t.Parallel()
 	set := mustLoad(t, "orders.yaml", ordersPolicy, "p.yaml", everybody(`
   - {name: no-ddl, when: sql.ddl, effect: deny}
@@ -242,7 +242,7 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-func TestSchema(t *testing.T) {
+func TestSchemaGolden(t *testing.T) {
 	t.Parallel()
 	golden(t, "testdata/policy.schema.json", string(Schema()))
 	golden(t, "testdata/tests.schema.json", string(TestsSchema()))

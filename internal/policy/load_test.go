@@ -16,7 +16,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew")
 
 // Every fault of every file is reported at once, each where it is.
-func TestLoadFaults(t *testing.T) {
+func TestLoadFaultsGolden(t *testing.T) {
 	t.Parallel()
 	set, err := Load(os.DirFS("testdata/faults"))
 	if set != nil {
