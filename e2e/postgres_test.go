@@ -78,9 +78,6 @@ func TestMaskedColumnsNeverLeave(t *testing.T) {
 		{"select distinct ssn from customers", false},
 		{"copy customers to stdout", false},
 		{"copy (select ssn from customers) to stdout", false},
-		{"select query_to_xml('select ssn, card from customers', true, false, '')", false},
-		{"select table_to_xml('customers', true, false, '')", false},
-		{"select database_to_xml(true, false, '')", false},
 		{"delete from customers where id = -1 returning ssn; select ssn from customers where id = 1", false},
 	} {
 		control, err := read(t.Context(), owner, c.query)
@@ -167,6 +164,10 @@ func TestForbiddenStatementsNeverArrive(t *testing.T) {
 		{"explain analyze delete from orders", "", "explain analyze"},
 		{"select pg_read_file('/etc/passwd')", "", "pg_read_file"},
 		{"select pg_terminate_backend(1)", "", "pg_terminate_backend(1)"},
+		{"select query_to_xml('select ssn from customers', true, false, '')", "", "query_to_xml"},
+		{"select table_to_xml('customers', true, false, '')", "", "table_to_xml"},
+		{"select database_to_xml(true, false, '')", "", "database_to_xml"},
+		{"select * from ts_stat('select to_tsvector(ssn) from customers')", "", "ts_stat"},
 		{"select set_config('search_path', 'evil8', false)", "", "evil8"},
 		{"select nextval('evil9')", "", "evil9"},
 		{"with x as (delete from orders returning id) select 'evil10' from x", "", "evil10"},
