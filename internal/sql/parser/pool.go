@@ -65,11 +65,11 @@ func NewPool(c Config) (*Pool, error) {
 		queue: make(chan struct{}, c.Workers+c.Queue), serving: make(chan struct{}, c.Workers),
 		idle: idleWorkers{wake: make(chan struct{})}, starts: make(chan startRequest),
 	}
+	p.keepers.Add(workers) // before the starter, which stays for as long as there are keepers
 	p.starter.Add(1)
 	go p.runStarter()
 	// One worker warms up at a time: compiling takes a whole core and 250 MB.
 	warming := make(chan struct{}, 1)
-	p.keepers.Add(workers)
 	for range workers {
 		go p.keepWorker(warming)
 	}
