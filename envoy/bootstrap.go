@@ -30,6 +30,9 @@ import (
 // Config says nothing. Each costs up to two file descriptors.
 const DefaultMaxConnections = 8192
 
+// stuckTime is how long a thread of Envoy may not come back to its loop.
+const stuckTime = 30 * time.Second
+
 // adsCluster is the one static cluster: the way to the control plane.
 const adsCluster = "chaperone-ads"
 
@@ -100,6 +103,11 @@ func Bootstrap(c Config) ([]byte, error) {
 		},
 		StaticResources: &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{ads}},
 		OverloadManager: overload,
+		// An Envoy that is stuck ends itself, and its supervisor starts another.
+		Watchdogs: &bootstrapv3.Watchdogs{
+			MainThreadWatchdog: &bootstrapv3.Watchdog{KillTimeout: durationpb.New(stuckTime)},
+			WorkerWatchdog:     &bootstrapv3.Watchdog{KillTimeout: durationpb.New(stuckTime)},
+		},
 	}
 	if c.AdminSocket != "" {
 		b.Admin = &bootstrapv3.Admin{Address: pipe(c.AdminSocket, 0o600)}
@@ -157,7 +165,8 @@ func (a ADS) cluster() (*clusterv3.Cluster, error) {
 		}
 		address = &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
 			Address: host, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: port}}}}
-		cluster.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
+		cluster.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_LOGICAL_DNS}
+		cluster.DnsLookupFamily = clusterv3.Cluster_ALL
 		if _, err := netip.ParseAddr(host); err == nil {
 			cluster.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
 		}
@@ -187,7 +196,8 @@ func (t *ClientTLS) socket(host string) (*corev3.TransportSocket, error) {
 		san.SanType, context.Sni = tlsv3.SubjectAltNameMatcher_IP_ADDRESS, ""
 	}
 	context.CommonTlsContext = &tlsv3.CommonTlsContext{
-		TlsParams:       &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
+		TlsParams: &tlsv3.TlsParameters{ // as a client Envoy does not go beyond 1.2 by itself
+			TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_3, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
 		TlsCertificates: []*tlsv3.TlsCertificate{{CertificateChain: file(t.CertFile), PrivateKey: file(t.KeyFile)}},
 		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
 			TrustedCa: file(t.CAFile), MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{san}}},

@@ -1,6 +1,8 @@
 package extauthz
 
 import (
+	"bytes"
+	"encoding/json"
 	"reflect"
 	"strings"
 	"testing"
@@ -100,6 +102,25 @@ func FuzzParseTarget(f *testing.F) {
 			if segment == "." || segment == ".." {
 				t.Fatalf("%q is read as %q", s, path)
 			}
+		}
+	})
+}
+
+// FuzzDecodeJSON: what is accepted is what the standard decoder reads, too.
+func FuzzDecodeJSON(f *testing.F) {
+	for _, s := range []string{`{"a":[1,2.50,"x"],"b":{"c":null}}`, `{"a":1,"a":2}`, `[]x`, `"\ud800"`, `1e999`, `[[[[`, ` true `} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, err := decodeJSON(b)
+		if err != nil {
+			return
+		}
+		var want any
+		d := json.NewDecoder(bytes.NewReader(b))
+		d.UseNumber()
+		if err := d.Decode(&want); err != nil || !reflect.DeepEqual(got, want) {
+			t.Fatalf("%q is read as %v, not %v (%v)", b, got, want, err)
 		}
 	})
 }
@@ -213,6 +234,8 @@ func TestCall(t *testing.T) {
 			want: plain(func(c *access.HTTPCall) { c.BodyState = access.BodyUnread })},
 		{name: "body of unknown length that is not read", extensions: billing(), headers: with("transfer-encoding", "chunked"),
 			want: plain(func(c *access.HTTPCall) { c.BodyState = access.BodyUnread })},
+		{name: "HTTP/2 does not say whether there is a body", extensions: billing(), headers: with("h2", ""),
+			want: plain(func(c *access.HTTPCall) { c.BodyState = access.BodyUnread })},
 		{name: "no body", extensions: billing(), headers: base, want: plain(func(*access.HTTPCall) {})},
 		{name: "no body where bodies are read", extensions: billing("body", "whole"), headers: base, want: plain(func(*access.HTTPCall) {})},
 		{name: "body", extensions: billing("body", "whole"), body: `{"amount":12.50,"to":["a"]}`,
@@ -229,6 +252,10 @@ func TestCall(t *testing.T) {
 			m, f := read(question(c.extensions, c.body, c.headers...))
 			if f != nil {
 				t.Fatal(f)
+			}
+			if _, ok := m.headers["h2"]; ok {
+				delete(m.headers, "h2")
+				m.protocol = "HTTP/2"
 			}
 			got, f := m.call()
 			if c.refused != "" {

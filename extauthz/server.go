@@ -162,6 +162,9 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (resp *auth
 		s.metrics.count(c.outcome)
 	}()
 	resp = c.run(ctx, in)
+	if resp == nil { // Envoy takes an empty response for an allow
+		panic("no response")
+	}
 	annotate(ctx, c)
 	return resp, nil
 }

@@ -82,7 +82,9 @@ func remote(name, host string, port uint32) *clusterv3.Cluster {
 		LoadAssignment:       assignment(name, socketAddress(host, port)),
 	}
 	if _, err := netip.ParseAddr(host); err != nil {
-		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
+		// Logical: the addresses of a name are one host, tried in turn, and a
+		// dead one of one family does not fail every other request.
+		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_LOGICAL_DNS}
 		c.DnsLookupFamily = clusterv3.Cluster_ALL
 		c.RespectDnsTtl = true
 	}
@@ -166,7 +168,8 @@ func (r HTTPResource) tls(t target, systemCAs string) *corev3.TransportSocket {
 		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(&tlsv3.UpstreamTlsContext{
 			Sni: sni,
 			CommonTlsContext: &tlsv3.CommonTlsContext{
-				TlsParams:     &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
+				TlsParams: &tlsv3.TlsParameters{ // as a client Envoy does not go beyond 1.2 by itself
+					TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
 				AlpnProtocols: []string{"http/1.1"},
 				ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{
 					ValidationContext: &tlsv3.CertificateValidationContext{

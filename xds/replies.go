@@ -51,8 +51,12 @@ var replies = []reply{
 	{when: `response.code == 426`, status: http.StatusUpgradeRequired, reason: access.Unsupported, message: "this version of HTTP is not served here"},
 	{when: `response.code == 431`, status: http.StatusRequestHeaderFieldsTooLarge, reason: access.LimitExceeded,
 		message: "the request headers are too many or too large"},
+	{when: `response.code_details.startsWith("upstream_reset_before_response_started{remote_connection_failure") || ` +
+		`response.code_details.startsWith("upstream_reset_before_response_started{connection_timeout") || ` +
+		`response.code_details in ["no_healthy_upstream", "cluster_not_found"]`, status: http.StatusServiceUnavailable, reason: access.Unavailable,
+		message: "the target cannot be reached; nothing was forwarded", hint: "try again"},
 	{when: `true`, status: http.StatusServiceUnavailable, reason: access.Unavailable,
-		message: "the target cannot be reached or gave no usable answer; it may have acted", hint: "look before you repeat it"},
+		message: "the target gave no usable answer; it may have acted", hint: "look before you repeat it"},
 }
 
 // localReplies give Envoy's own answers the form of a denial. An answer that
