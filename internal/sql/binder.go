@@ -304,8 +304,8 @@ func (b *binder) typeOf(c *catalog.Column) {
 	}
 	b.ownTypes = true
 	switch c.TypeKind {
-	case "e", "c":
-		return // enums and rows are handled by the server itself
+	case "e", "c", "d":
+		return // enums and rows are the server's own; reading a domain checks nothing
 	}
 	if c.TypeSchema != "pg_catalog" && !b.library.extensions[c.Extension] {
 		b.doubt("type %s has functions of its own", c.OwnType)

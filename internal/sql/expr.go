@@ -221,8 +221,14 @@ func (b *binder) row(e *pg.RowExpr, s *scope, env *cteEnv, clause string) lineag
 
 // indirection binds (x).field, x[1] and x[1:2].
 func (b *binder) indirection(e *pg.A_Indirection, s *scope, env *cteEnv, clause string) lineage {
-	all := b.expr(e.GetArg(), s, env, clause)
-	for _, step := range e.GetIndirection() {
+	steps := e.GetIndirection()
+	all, ok := b.field(e.GetArg(), steps, s, clause)
+	if ok {
+		steps = steps[1:]
+	} else {
+		all = b.expr(e.GetArg(), s, env, clause)
+	}
+	for _, step := range steps {
 		switch i := step.GetNode().(type) {
 		case *pg.Node_AIndices:
 			all = all.union(b.expr(i.AIndices.GetLidx(), s, env, clause), b.expr(i.AIndices.GetUidx(), s, env, clause))
@@ -233,6 +239,32 @@ func (b *binder) indirection(e *pg.A_Indirection, s *scope, env *cteEnv, clause 
 		}
 	}
 	return all
+}
+
+// field binds (c).name where c is something in FROM as a whole row: that is its
+// column. ok is false when it is anything else.
+func (b *binder) field(arg *pg.Node, steps []*pg.Node, s *scope, clause string) (from lineage, ok bool) {
+	alias, location, bare := bareName(arg)
+	if !bare || len(steps) == 0 || steps[0].GetString_() == nil || b.columnInSight(s, alias) {
+		return nil, false
+	}
+	at, src := b.byAlias(s, alias, location)
+	if src == nil {
+		return nil, false
+	}
+	from = b.columnOf(at, src, alias, steps[0].GetString_().GetSval(), location)
+	b.use(from, clause, location)
+	return from, true
+}
+
+// columnInSight reports whether a name alone is a column; it notes nothing.
+func (b *binder) columnInSight(s *scope, name string) bool {
+	for ; s != nil; s = s.outer {
+		if b.localColumn(s, name) != nil {
+			return true
+		}
+	}
+	return false
 }
 
 func (b *binder) caseExpr(e *pg.CaseExpr, s *scope, env *cteEnv, clause string) lineage {

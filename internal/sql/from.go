@@ -236,6 +236,13 @@ func (b *binder) join(j *pg.JoinExpr, outer *scope, before []entry, env *cteEnv)
 		}
 	}
 	if j.GetAlias() != nil {
+		if len(j.GetAlias().GetColnames()) > 0 { // by position: every column counts
+			for _, e := range sides {
+				if e.source.ref != nil {
+					e.source.ref.aliasNames = true
+				}
+			}
+		}
 		b.alias(joined, j.GetAlias())
 		return visible(joined)
 	}

@@ -59,19 +59,22 @@ func (a *Analyzer) mask(ctx context.Context, st *Statement, cat *catalog.Snapsho
 	return f, nil
 }
 
-// subquery reads a relation with masks in place of its hidden columns. Columns
-// that the role cannot read and the statement does not name are left out: naming
-// them would make the server refuse.
+// subquery reads a relation with masks in place of its hidden columns. Of the
+// columns that the statement does not use, those are left out that the role
+// cannot read, for the server would refuse, and those of the database's own
+// types, which would cast doubt on it.
 func (m *masking) subquery(ref *reference) string {
 	r := ref.relation
 	var columns []string
 	for i := range r.Columns {
 		c := &r.Columns[i]
-		name := catalog.QuoteIdentifier(c.Name)
+		name, masked := catalog.QuoteIdentifier(c.Name), m.columns[r.OID][c.Name]
+		needed := ref.used[c.Name] || ref.aliasNames
 		switch {
-		case m.columns[r.OID][c.Name]:
+		case !needed && (c.OwnType != "" || !masked && !c.CanSelect):
+		case masked:
 			columns = append(columns, m.constant(c)+" AS "+name)
-		case c.CanSelect || ref.used[c.Name] || ref.aliasNames:
+		default:
 			columns = append(columns, name)
 		}
 	}
