@@ -1,7 +1,7 @@
-// Package e2e_test drives the resources of xds and the answers of extauthz
+// Package datapath_test drives the resources of xds and the answers of extauthz
 // through a real Envoy. Attacks have a control, the same bytes straight at the
 // target, and a benign twin.
-package e2e_test
+package datapath_test
 
 import (
 	"context"
