@@ -27,26 +27,30 @@ func TestAskRefuses(t *testing.T) {
 		change func(a *access.Ask)
 		fine   bool
 	}{
-		"as it is":         {func(*access.Ask) {}, true},
-		"no terms":         {func(a *access.Ask) { a.Decision.Obligations.Approval = nil }, false},
-		"not approve":      {func(a *access.Ask) { a.Decision.Effect = access.Allow }, false},
-		"no groups":        {func(a *access.Ask) { a.Decision.Obligations.Approval.Groups = nil }, false},
-		"no end":           {func(a *access.Ask) { a.Decision.Obligations.Approval.Expires = 0 }, false},
-		"bad id":           {func(a *access.Ask) { a.Request.ID = "../x" }, false},
-		"no id":            {func(a *access.Ask) { a.Request.ID = "" }, false},
-		"broken text":      {func(a *access.Ask) { a.Request.Action.SQL.Text = "select '\xff'" }, false},
-		"broken value":     {func(a *access.Ask) { a.Request.Action.SQL.Parameters[0].Value = "\xfe" }, false},
-		"broken setting":   {func(a *access.Ask) { a.Settings["x"] = "\xff" }, false},
-		"empty settings":   {func(a *access.Ask) { a.Settings = map[string]string{} }, true},
-		"no settings":      {func(a *access.Ask) { a.Settings = nil }, true},
-		"no rules":         {func(a *access.Ask) { a.Decision.Rules = []access.RuleRef{} }, true},
-		"too large":        {func(a *access.Ask) { a.Request.Action.SQL.Text = strings.Repeat("x", store.MaxValue) }, false},
-		"html in text":     {func(a *access.Ask) { a.Request.Action.SQL.Text = "select '<&>\u2028\ufffd'" }, true},
-		"http":             {func(a *access.Ask) { http(a, access.HTTPCall{Method: "POST", Path: "/x"}) }, true},
-		"http bound body":  {func(a *access.Ask) { http(a, access.HTTPCall{Method: "POST", Path: "/x", BodyState: access.BodyWhole, Body: map[string]any{"n": 1}, BodyDigest: "sha256:1"}) }, true},
-		"http loose body":  {func(a *access.Ask) { http(a, access.HTTPCall{Method: "POST", Path: "/x", BodyState: access.BodyWhole}) }, false},
-		"http unread body": {func(a *access.Ask) { http(a, access.HTTPCall{Method: "POST", Path: "/x", BodyState: access.BodyUnread}) }, false},
-		"http raw query":   {func(a *access.Ask) { http(a, access.HTTPCall{Query: map[string][]string{"q": {"\xff"}}}) }, false},
+		"as it is":       {func(*access.Ask) {}, true},
+		"no terms":       {func(a *access.Ask) { a.Decision.Obligations.Approval = nil }, false},
+		"not approve":    {func(a *access.Ask) { a.Decision.Effect = access.Allow }, false},
+		"no groups":      {func(a *access.Ask) { a.Decision.Obligations.Approval.Groups = nil }, false},
+		"no end":         {func(a *access.Ask) { a.Decision.Obligations.Approval.Expires = 0 }, false},
+		"bad id":         {func(a *access.Ask) { a.Request.ID = "../x" }, false},
+		"no id":          {func(a *access.Ask) { a.Request.ID = "" }, false},
+		"broken text":    {func(a *access.Ask) { a.Request.Action.SQL.Text = "select '\xff'" }, false},
+		"broken value":   {func(a *access.Ask) { a.Request.Action.SQL.Parameters[0].Value = "\xfe" }, false},
+		"broken setting": {func(a *access.Ask) { a.Settings["x"] = "\xff" }, false},
+		"empty settings": {func(a *access.Ask) { a.Settings = map[string]string{} }, true},
+		"no settings":    {func(a *access.Ask) { a.Settings = nil }, true},
+		"no rules":       {func(a *access.Ask) { a.Decision.Rules = []access.RuleRef{} }, true},
+		"too large":      {func(a *access.Ask) { a.Request.Action.SQL.Text = strings.Repeat("x", store.MaxValue) }, false},
+		"html in text":   {func(a *access.Ask) { a.Request.Action.SQL.Text = "select '<&>\u2028\ufffd'" }, true},
+		"http":           {func(a *access.Ask) { http(a, access.HTTPCall{Method: "POST", Path: "/x"}) }, true},
+		"http bound body": {func(a *access.Ask) {
+			http(a, access.HTTPCall{Method: "POST", Path: "/x", BodyState: access.BodyWhole, Body: map[string]any{"n": 1}, BodyDigest: "sha256:1"})
+		}, true},
+		"http loose body": {func(a *access.Ask) { http(a, access.HTTPCall{Method: "POST", Path: "/x", BodyState: access.BodyWhole}) }, false},
+		"http unread body": {func(a *access.Ask) {
+			http(a, access.HTTPCall{Method: "POST", Path: "/x", BodyState: access.BodyUnread})
+		}, false},
+		"http raw query": {func(a *access.Ask) { http(a, access.HTTPCall{Query: map[string][]string{"q": {"\xff"}}}) }, false},
 	} {
 		ask := newAsk(name, false, access.ApprovalTerms{})
 		test.change(&ask)

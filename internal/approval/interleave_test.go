@@ -31,7 +31,7 @@ func TestInterleavings(t *testing.T) {
 		var mu sync.Mutex
 		var wg sync.WaitGroup
 		seeds := make(chan uint64)
-		for range 4 {
+		for range 12 {
 			wg.Go(func() {
 				for seed := range seeds {
 					end, n := interleave(t, s, seed)
@@ -129,7 +129,7 @@ func (p *play) perform(ctx context.Context) {
 }
 
 func (p *play) consume(ctx context.Context, s *Service) {
-	for range 4 {
+	for range 3 {
 		err := s.Consume(ctx, p.approval.ID, p.approval.Digest)
 		if err == nil {
 			p.ran.Add(1)
@@ -144,10 +144,8 @@ func (p *play) consume(ctx context.Context, s *Service) {
 
 func (p *play) consumeOther(ctx context.Context, s *Service) {
 	other := access.AskDigest(newAsk("something else", true, access.ApprovalTerms{}))
-	for range 4 {
-		if s.Consume(ctx, p.approval.ID, other) == nil {
-			p.wrong.Add(1)
-		}
+	if s.Consume(ctx, p.approval.ID, other) == nil {
+		p.wrong.Add(1)
 	}
 }
 

@@ -53,15 +53,21 @@ func (r *Redis) Publish(ctx context.Context, topic string, payload []byte) (Posi
 }
 
 func (r *Redis) tryPublish(ctx context.Context, topic string, payload []byte) (Position, bool, error) {
-	before, err := r.tail(ctx, topic)
+	drawn, err := nextPosition.Run(ctx, r.client, []string{r.name("number"), r.name("feed", topic)}).StringSlice()
+	if err != nil {
+		return 0, false, r.failed(ctx, err)
+	}
+	if len(drawn) != 2 {
+		return 0, false, fmt.Errorf("position: %w", ErrForged)
+	}
+	before, err := positionOf(drawn[1])
 	if err != nil {
 		return 0, false, err
 	}
-	n, err := r.next(ctx)
+	at, err := positionOf(drawn[0] + "-0")
 	if err != nil {
 		return 0, false, err
 	}
-	at := Position(n)
 	if at <= before {
 		return 0, false, fmt.Errorf("position %d after %d: %w", at, before, ErrForged)
 	}

@@ -8,14 +8,14 @@ import "github.com/redis/go-redis/v9"
 var (
 	// nextNumber KEYS counter → a number above all earlier ones. The clock is
 	// its lower bound, so that it stays above them when the counter is lost.
-	nextNumber = redis.NewScript(`
-local t = redis.call('TIME')
-local n = t[1] * 1000000 + t[2]
-local last = tonumber(redis.call('GET', KEYS[1]) or '0')
-if last >= n then n = last + 1 end
-local text = string.format('%.0f', n)
-redis.call('SET', KEYS[1], text)
+	nextNumber = redis.NewScript(drawNumber + `
 return text`)
+
+	// nextPosition KEYS counter, stream → a number as above, and the last id of
+	// the stream.
+	nextPosition = redis.NewScript(drawNumber + `
+local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+return {text, last and last[1] or '0-0'}`)
 
 	// putRecord KEYS record, index ARGV expect, version, value, mac, name → 1,
 	// or 0 when the record has another version.
@@ -80,3 +80,12 @@ if (last and last[1] or '0-0') ~= ARGV[1] then return 0 end
 redis.call('XADD', KEYS[1], 'MAXLEN', ARGV[6], ARGV[2], 'b', ARGV[3], 'v', ARGV[4], 'm', ARGV[5])
 return 1`)
 )
+
+const drawNumber = `
+local t = redis.call('TIME')
+local n = t[1] * 1000000 + t[2]
+local drawn = tonumber(redis.call('GET', KEYS[1]) or '0')
+if drawn >= n then n = drawn + 1 end
+local text = string.format('%.0f', n)
+redis.call('SET', KEYS[1], text)
+`
