@@ -255,6 +255,29 @@ func (l *logged) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+func TestStubbornEnvoyIsKilled(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "envoy")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\ntrap '' TERM\necho 'info main up' >&2\nwhile :; do sleep 1; done\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	log := &logged{seen: make(chan string, 64)}
+	cfg := supervised(Binary{Path: path}, dir)
+	cfg.StopTimeout = 100 * time.Millisecond
+	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+	s, err := NewSupervisor(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := start(t, s)
+	for !strings.Contains(<-log.seen, "msg=up") {
+	}
+	pid := s.PID()
+	stop()
+	ended(t, pid)
+}
+
 func TestMissingEnvoyIsNotRetried(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -7,6 +7,8 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	dnscommonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/common/dns/v3"
+	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	injectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/credential_injector/v3"
 	upstreamcodecv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/upstream_codec/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -82,11 +84,11 @@ func remote(name, host string, port uint32) *clusterv3.Cluster {
 		LoadAssignment:       assignment(name, socketAddress(host, port)),
 	}
 	if _, err := netip.ParseAddr(host); err != nil {
-		// Logical: the addresses of a name are one host, tried in turn, and a
-		// dead one of one family does not fail every other request.
-		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_LOGICAL_DNS}
-		c.DnsLookupFamily = clusterv3.Cluster_ALL
-		c.RespectDnsTtl = true
+		// The addresses of a name are one host, tried in turn: a dead one of
+		// one family does not fail every other request.
+		c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+			Name: "envoy.cluster.dns", TypedConfig: pack(&dnsv3.DnsCluster{
+				DnsLookupFamily: dnscommonv3.DnsLookupFamily_ALL, RespectDnsTtl: true, AllAddressesInSingleEndpoint: true})}}
 	}
 	return c
 }

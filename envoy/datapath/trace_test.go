@@ -108,7 +108,7 @@ func TestTrace(t *testing.T) {
 	}
 	attributes := map[string]string{}
 	for _, a := range check.Attributes {
-		attributes[string(a.Key)] = a.Value.Emit()
+		attributes[string(a.Key)] = a.Value.String()
 	}
 	for name, want := range map[string]string{"chaperone.rule": "test/ask", "chaperone.resource": "t", "chaperone.session": "ses_test",
 		"chaperone.subagent": "agent", "chaperone.user": "ann@example.com", "chaperone.outcome": "allow", "chaperone.request": w.take()[0].Request} {

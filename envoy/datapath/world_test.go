@@ -89,12 +89,6 @@ func (w *world) Decide(_ context.Context, r access.Request) access.Decision {
 	return w.decide(r)
 }
 
-func (w *world) policy(d func(access.Request) access.Decision) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.decide = d
-}
-
 func (w *world) MayConnect(context.Context, access.Principal, access.Resource) bool { return true }
 
 func (w *world) Append(_ context.Context, _ access.Durability, evs ...access.Event) error {
