@@ -53,7 +53,8 @@ const (
 	BodyUndecodable BodyState = "undecodable" // not JSON, or too deep
 )
 
-// HTTPCall is one HTTP request. Path is the one that the target receives.
+// HTTPCall is one HTTP request. Path is the one that the target receives, with
+// its percent-encoding undone.
 // Header names are lower case; credentials are never among them.
 type HTTPCall struct {
 	Method     string              `json:"method"`
