@@ -1,0 +1,109 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"text/template"
+	"time"
+
+	"chaperone.dev/chaperone/envoy"
+	"chaperone.dev/chaperone/examples/demo"
+	"chaperone.dev/chaperone/internal/localserver"
+)
+
+// aloneConfig is what somebody would write who wants the same way to the same
+// targets and no gateway: TLS with the same certificate, the same rewriting and
+// credential, and a TCP proxy straight to the database.
+var aloneConfig = template.Must(template.New("envoy.json").Parse(`{"static_resources": {
+"listeners": [
+ {"name": "https", "address": {"socket_address": {"address": "127.0.0.1", "port_value": {{.HTTPS}}}}, "per_connection_buffer_limit_bytes": 65536, "filter_chains": [{
+  "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": {
+   "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+   "common_tls_context": {"tls_params": {"tls_minimum_protocol_version": "TLSv1_2"}, "alpn_protocols": ["h2", "http/1.1"],
+    "tls_certificates": [{"certificate_chain": {"filename": "{{.Dir}}/gateway.crt"}, "private_key": {"filename": "{{.Dir}}/gateway.key"}}]}}},
+  "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": {
+   "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+   "stat_prefix": "https", "normalize_path": true, "merge_slashes": true, "use_remote_address": true,
+   "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/http/billing/"},
+    "route": {"cluster": "billing", "prefix_rewrite": "/", "timeout": "0s"},
+    "request_headers_to_add": [{"header": {"key": "x-api-key", "value": "{{.APIKey}}"}}], "request_headers_to_remove": ["authorization"]}]}]},
+   "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]}}]}]},
+ {"name": "postgres", "address": {"socket_address": {"address": "127.0.0.1", "port_value": {{.Postgres}}}}, "per_connection_buffer_limit_bytes": 65536, "filter_chains": [{
+  "filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": {
+   "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", "stat_prefix": "postgres", "cluster": "postgres"}}]}]}],
+"clusters": [
+ {"name": "billing", "type": "STATIC", "connect_timeout": "5s", "load_assignment": {"cluster_name": "billing", "endpoints": [{"lb_endpoints": [
+  {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": {{.BillingTarget}}}}}}]}]}},
+ {"name": "postgres", "type": "STATIC", "connect_timeout": "5s", "load_assignment": {"cluster_name": "postgres", "endpoints": [{"lb_endpoints": [
+  {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": {{.PostgresTarget}}}}}}]}]}}]}}`))
+
+// An alone is the baseline: an Envoy with nothing beside it.
+type alone struct {
+	url        string
+	postgres   int // port
+	supervisor *envoy.Supervisor
+}
+
+func (a *alone) pids() pids { return pids{envoy: a.supervisor.PID()} }
+
+// startAlone starts the baseline with the arguments that the gateway's Envoy
+// has, and returns when both listeners are open.
+func startAlone(b *testing.B, s *demo.Site) *alone {
+	b.Helper()
+	https, err := localserver.FreePort()
+	if err != nil {
+		b.Fatal(err)
+	}
+	a := &alone{url: "https://localhost:" + strconv.Itoa(https) + "/http/billing"}
+	if a.postgres, err = localserver.FreePort(); err != nil {
+		b.Fatal(err)
+	}
+	_, billing, err := net.SplitHostPort(strings.TrimPrefix(s.Billing.URL, "http://"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	var text bytes.Buffer
+	if err := aloneConfig.Execute(&text, map[string]any{"HTTPS": https, "Postgres": a.postgres, "Dir": s.Dir, "APIKey": s.APIKey,
+		"BillingTarget": billing, "PostgresTarget": s.Database.Port}); err != nil {
+		b.Fatal(err)
+	}
+	binary, err := envoy.Find(b.Context(), envoy.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	dir := filepath.Join(s.Dir, "alone")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		b.Fatal(err)
+	}
+	if a.supervisor, err = envoy.NewSupervisor(envoy.SupervisorConfig{Binary: binary, Bootstrap: text.Bytes(), Dir: dir}); err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- a.supervisor.Run(ctx) }()
+	b.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			b.Error(err)
+		}
+	})
+	for _, port := range []int{https, a.postgres} {
+		if err := demo.Eventually(b.Context(), 30*time.Second, func() error {
+			conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+			if err == nil {
+				err = conn.Close()
+			}
+			return err
+		}); err != nil {
+			b.Fatalf("the Envoy alone does not serve: %v", err)
+		}
+	}
+	return a
+}
