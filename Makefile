@@ -6,7 +6,7 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
 FUZZTIME ?= 5s
 export PATH := $(TOOLS)/bin:$(PATH)
 # Everything but the end-to-end tests, which run the whole product.
-UNIT = $(shell go list ./... | grep -v /e2e)
+UNIT = $(shell go list ./... | grep -v 'chaperone/e2e$$')
 
 help: ## print this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -48,7 +48,7 @@ docs: build ## every command and file shown in the documents
 
 fuzz: ## each fuzz target for FUZZTIME (5s)
 	@set -e; for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep ^Fuzz || true); do \
-		echo "fuzz $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; done; done
+		echo "fuzz $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p; done; done
 
 vuln: tools ## known vulnerabilities, where their database can be reached
 	@if out=$$(govulncheck ./... 2>&1); then echo "$$out" | tail -3; \

@@ -118,9 +118,9 @@ func writeSQL(w io.Writer, s *access.SQL) {
 		}
 		fmt.Fprintf(w, "$%d:\t%s\n", i+1, line(value))
 	}
-	fmt.Fprintf(w, "text:\n%s\n", visible(s.Text))
+	fmt.Fprintf(w, "text:\n%s\n", block(s.Text))
 	if s.Forward != "" && s.Forward != s.Text {
-		fmt.Fprintf(w, "as forwarded:\n%s\n", visible(s.Forward))
+		fmt.Fprintf(w, "as forwarded:\n%s\n", block(s.Forward))
 	}
 }
 
@@ -128,6 +128,6 @@ func writeHTTP(w io.Writer, h *access.HTTPCall) {
 	fmt.Fprintf(w, "call:\t%s %s\n", h.Method, line(h.Path))
 	fmt.Fprintf(w, "body:\t%d bytes, %s\n", h.BodyBytes, h.BodyDigest)
 	if h.BodyState == access.BodyWhole {
-		fmt.Fprintf(w, "content:\n%s\n", visible(indentJSON(h.Body)))
+		fmt.Fprintf(w, "content:\n%s\n", block(indentJSON(h.Body)))
 	}
 }

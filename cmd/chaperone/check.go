@@ -103,7 +103,7 @@ func checkLive(c *cobra.Command, g *gateway) error {
 	err := g.print(c.OutOrStdout(), s, func(w io.Writer) {
 		fmt.Fprintf(w, "revision:\t%s since %s\n", s.Revision, s.Since)
 		if s.Failed != "" {
-			fmt.Fprintf(w, "refused:\t%s\n", visible(s.Failed))
+			fmt.Fprintf(w, "refused:\t%s\n", block(s.Failed))
 		}
 		for _, n := range s.Envoys.Nodes {
 			state := "in sync"
@@ -112,7 +112,7 @@ func checkLive(c *cobra.Command, g *gateway) error {
 			}
 			fmt.Fprintf(w, "envoy %s:\t%s, version %s, connected %s\n", line(n.ID), state, line(n.Version), age(n.Connected))
 			for _, r := range n.Rejected {
-				fmt.Fprintf(w, "  rejects %s:\t%s\n", r.Type, visible(r.Detail))
+				fmt.Fprintf(w, "  rejects %s:\t%s\n", r.Type, block(r.Detail))
 			}
 		}
 	})

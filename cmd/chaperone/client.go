@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/record"
 )
 
 // A gateway is the API of a running gateway, reached as everyone reaches it:
@@ -152,26 +153,19 @@ func (g *gateway) print(w io.Writer, v any, table func(w io.Writer)) error {
 	return fmt.Errorf("%w: --output is table or json", errUsage)
 }
 
-// visible makes control characters visible: what subagents wrote must not
-// steer a reviewer's terminal.
-func visible(s string) string {
-	var b strings.Builder
-	for _, r := range s {
-		switch {
-		case r == '\n', r == '\t':
-			b.WriteRune(r)
-		case r < 0x20 || r >= 0x7f && r < 0xa0 || r >= 0x200b && r <= 0x200f || r >= 0x202a && r <= 0x202e || r >= 0x2060 && r <= 0x206f || r == 0xfeff:
-			fmt.Fprintf(&b, "\\u%04x", r)
-		default:
-			b.WriteRune(r)
-		}
+// block makes text inert and keeps its lines.
+func block(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, l := range lines {
+		lines[i] = record.Visible(l)
 	}
-	return b.String()
+	return strings.Join(lines, "\n")
 }
 
-// line is visible on one line, cut to a length that fits a list.
+// line makes text inert and puts it on one line, cut to a length that fits a
+// list: what subagents wrote must not steer a reviewer's terminal.
 func line(s string) string {
-	s = strings.Join(strings.Fields(visible(s)), " ")
+	s = strings.Join(strings.Fields(record.Visible(s)), " ")
 	if runes := []rune(s); len(runes) > 80 {
 		s = string(runes[:79]) + "…"
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -24,7 +23,7 @@ import (
 const (
 	minPause   = 100 * time.Millisecond
 	maxPause   = 10 * time.Second
-	steadyTime = 30 * time.Second
+	steadyTime = 2 * time.Second
 	// stopWithin is how long serve has between SIGTERM and SIGKILL.
 	stopWithin = 10 * time.Second
 )
@@ -185,5 +184,3 @@ func bootstrapConfig(cfg *config.Config) envoy.Config {
 	return envoy.Config{NodeID: host, ADS: envoy.ADS{Socket: filepath.Join(cfg.Sockets, "ads.sock")},
 		AdminSocket: filepath.Join(cfg.Sockets, "admin.sock")}
 }
-
-var errNotLinux = errors.New("chaperone run needs Linux: its children must die with it")

@@ -203,9 +203,10 @@ func (s *server) run(ctx context.Context, cfg *config.Config) error {
 		grpc.StatsHandler(otelgrpc.NewServerHandler(otelgrpc.WithTracerProvider(tracing), otelgrpc.WithPropagators(propagation.TraceContext{}))))...)
 	authv3.RegisterAuthorizationServer(services, authorizer)
 	extprocv3.RegisterExternalProcessorServer(services, tap)
+	s.onClose(func() error { tap.Close(); return nil })
 
 	group, ctx := errgroup.WithContext(ctx)
-	for _, part := range []func(context.Context) error{s.approvals.Run, s.sessions.Run, s.calls.Run, s.current.run, s.reloader.run} {
+	for _, part := range []func(context.Context) error{s.approvals.Run, s.sessions.Run, s.calls.Run, s.current.run, s.reloader.run, s.prune} {
 		group.Go(func() error { return part(ctx) })
 	}
 	on := func(name string, serve func(context.Context, net.Listener) error) error {
@@ -244,6 +245,25 @@ func (s *server) serveMetrics(ctx context.Context, group *errgroup.Group, addres
 	mux.Handle("/metrics", s.handler)
 	group.Go(func() error { return serveHTTP(ctx, mux, l) })
 	return nil
+}
+
+// pruneEvery is how often recordings past their retention are removed.
+const pruneEvery = 6 * time.Hour
+
+// prune removes what retention has ended for, at the start and then regularly.
+func (s *server) prune(ctx context.Context) error {
+	tick := time.NewTicker(pruneEvery)
+	defer tick.Stop()
+	for {
+		if _, err := s.recorder.Prune(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			s.log.Error("recordings past their retention were not removed", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
 }
 
 // serveHTTP serves until ctx ends; a connection still busy then is cut.

@@ -2,6 +2,11 @@
 
 package main
 
-import "os/exec"
+import (
+	"errors"
+	"os/exec"
+)
+
+var errNotLinux = errors.New("chaperone run needs Linux: its children must die with it")
 
 func startTied(*exec.Cmd, func(pid int)) error { return errNotLinux }

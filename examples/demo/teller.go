@@ -24,7 +24,6 @@ type teller struct {
 	env     []string
 	tls     bool         // whether psql was built with TLS
 	clients bytes.Buffer // everything that subagents' commands received
-	ids     map[string]string
 }
 
 // A beat is one command with what its answer must and must not hold.

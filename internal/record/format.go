@@ -18,7 +18,7 @@ const (
 	formatName = "chaperone-recording/1"
 
 	// MaxEventBytes bounds one event, encoded.
-	MaxEventBytes = 1 << 20
+	MaxEventBytes = 2 << 20
 
 	// maxLineBytes is an event with everything that a line adds to it.
 	maxLineBytes = MaxEventBytes + 512
