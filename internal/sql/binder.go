@@ -7,7 +7,9 @@ import (
 	"unicode/utf8"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/sql/catalog"
 )
 
@@ -36,6 +38,7 @@ type binder struct {
 	casts                             bool     // there is an explicit cast
 	locks                             bool
 	into                              *pg.RangeVar
+	seen                              map[any]bool // the nodes that were bound; see unseen
 	parameters                        int32
 	depth                             int
 }
@@ -47,8 +50,40 @@ func newBinder(text string, cat *catalog.Snapshot, lib *library) *binder {
 	return &binder{
 		text: text, cat: cat, path: cat.SearchPath(), library: lib,
 		reads: map[string]bool{}, writes: map[string]bool{}, columns: map[string]bool{}, functions: map[string]bool{},
-		unknown: map[string]bool{},
+		unknown: map[string]bool{}, seen: map[any]bool{},
 	}
+}
+
+// unseen returns a node that names something and that binding did not come by,
+// or nil. It is the proof that no part of a tree was forgotten: every name of a
+// relation, column, function, operator and type in it was given its meaning.
+func (b *binder) unseen(m protoreflect.Message) any {
+	switch n := m.Interface().(type) {
+	case *pg.RangeVar, *pg.ColumnRef, *pg.FuncCall, *pg.A_Expr, *pg.TypeName, *pg.SelectStmt:
+		if !b.seen[n] {
+			return n
+		}
+	case *pg.MultiAssignRef:
+		if n.GetColno() > 1 {
+			return nil // a copy of the first one's source
+		}
+	case *pg.IntoClause:
+		return nil
+	}
+	var found any
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case f.Message() == nil:
+		case f.IsList():
+			for i := 0; i < v.List().Len() && found == nil; i++ {
+				found = b.unseen(v.List().Get(i).Message())
+			}
+		default:
+			found = b.unseen(v.Message())
+		}
+		return found == nil
+	})
+	return found
 }
 
 // doubt notes why something is not known; the statement is then not read-only.
@@ -220,6 +255,7 @@ func (b *binder) byRelation(s *scope, schema, table string, location int32) (*sc
 // relation finds the relation that a name in FROM, or the target of a change,
 // means. It notes nothing.
 func (b *binder) relation(v *pg.RangeVar) *catalog.Relation {
+	b.seen[v] = true
 	schema, name := v.GetSchemaname(), v.GetRelname()
 	if v.GetCatalogname() != "" && v.GetCatalogname() != b.cat.Database() {
 		b.unreadable(v.GetLocation(), "0A000", "cross-database references are not implemented: %q", v.GetCatalogname()+"."+schema+"."+name)
@@ -274,7 +310,7 @@ func (b *binder) alias(src *source, a *pg.Alias) {
 	src.alias = a.GetAliasname()
 	if len(a.GetColnames()) > len(src.outputs) {
 		b.refuse(&Refusal{
-			Reason: "unreadable", SQLState: "42P10",
+			Reason: access.Unreadable, SQLState: "42P10",
 			Message: fmt.Sprintf("table %q has %d columns available but %d columns specified", src.alias, len(src.outputs), len(a.GetColnames())),
 		})
 		return

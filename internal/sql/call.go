@@ -11,6 +11,7 @@ import (
 // call binds a function call: its name, its arguments, and the clauses of
 // aggregates and windows.
 func (b *binder) call(f *pg.FuncCall, s *scope, env *cteEnv, clause string) lineage {
+	b.seen[f] = true
 	name := b.functionNamed(f.GetFuncname(), f.GetLocation())
 	bare := name[strings.LastIndexByte(name, '.')+1:]
 	aggregate := f.GetOver() == nil && (b.library.aggregates[bare] || f.GetAggStar() || f.GetAggDistinct() ||
@@ -182,6 +183,7 @@ func (b *binder) typeName(t *pg.TypeName) {
 	if t == nil {
 		return
 	}
+	b.seen[t] = true
 	parts, ok := stringsOf(t.GetNames())
 	if !ok || len(parts) == 0 || len(parts) > 2 || t.GetSetof() || t.GetPctType() {
 		b.unhandled(t.GetLocation(), "a type name of this kind", "Write schema.type.")

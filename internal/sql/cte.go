@@ -125,6 +125,7 @@ func (b *binder) renamed(outputs []output, node *pg.CommonTableExpr) []output {
 // recursiveCTE binds a UNION whose right arm may name the query itself. What the
 // right arm yields flows back into it, so it is bound until nothing is added.
 func (b *binder) recursiveCTE(c *cte, q *pg.SelectStmt) {
+	b.seen[q] = true
 	env := b.with(q.GetWithClause(), c.scope, c.env)
 	left := b.selectStmt(q.GetLarg(), c.scope, env)
 	c.outputs = b.renamed(left, c.node)
@@ -140,6 +141,8 @@ func (b *binder) recursiveCTE(c *cte, q *pg.SelectStmt) {
 		if same {
 			c.outputs = b.setOperation(q, merged)
 			b.sortedSet(q, c.outputs, c.scope, env)
+			b.expr(q.GetLimitCount(), c.scope, env, "LIMIT")
+			b.expr(q.GetLimitOffset(), c.scope, env, "OFFSET")
 			return
 		}
 		c.outputs = merged

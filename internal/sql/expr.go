@@ -83,6 +83,7 @@ func decides(outer, own string) string {
 // columnRef binds a column, a whole row, or * inside an expression (count(*)
 // has no node for it, but row(c.*) does).
 func (b *binder) columnRef(c *pg.ColumnRef, s *scope, clause string) lineage {
+	b.seen[c] = true
 	if n := len(c.GetFields()); n > 0 && c.GetFields()[n-1].GetAStar() != nil {
 		outputs := b.star(c, s)
 		all := lineageOf(outputs)
@@ -181,6 +182,7 @@ func (s *scope) ungrouped(o output, location int32) {
 
 // operator binds an operator expression. Comparisons decide, the rest computes.
 func (b *binder) operator(e *pg.A_Expr, s *scope, env *cteEnv, clause string) lineage {
+	b.seen[e] = true
 	names, ok := stringsOf(e.GetName())
 	if !ok || len(names) == 0 {
 		b.unhandled(e.GetLocation(), "an operator of this kind", "")
@@ -252,6 +254,7 @@ func (b *binder) field(arg *pg.Node, steps []*pg.Node, s *scope, clause string) 
 	if src == nil {
 		return nil, false
 	}
+	b.seen[arg.GetColumnRef()] = true
 	from = b.columnOf(at, src, alias, steps[0].GetString_().GetSval(), location)
 	b.use(from, clause, location)
 	return from, true

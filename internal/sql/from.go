@@ -50,6 +50,7 @@ func visible(src *source) []entry {
 func (b *binder) rangeVar(v *pg.RangeVar, env *cteEnv) *source {
 	if v.GetSchemaname() == "" && v.GetCatalogname() == "" {
 		if c := env.find(v.GetRelname()); c != nil {
+			b.seen[v] = true
 			src := &source{alias: v.GetRelname(), outputs: b.namedCTE(c, v)}
 			b.alias(src, v.GetAlias())
 			return src

@@ -2,43 +2,80 @@ package sql
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"sync"
 	"testing"
+	"time"
 
 	"chaperone.dev/chaperone/internal/sql/catalog"
 	"chaperone.dev/chaperone/internal/sql/parser"
 )
 
 // pool is shared by all tests of the package: workers take seconds to warm up.
-var pool *parser.Pool
+var pool lazyPool
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+// A lazyPool starts when it is first used: the process that only coordinates
+// fuzzing needs none.
+type lazyPool struct {
+	once sync.Once
+	dir  string
+	pool *parser.Pool
+}
 
-func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "parserworker")
-	if err != nil {
+func (l *lazyPool) Parse(ctx context.Context, text string) (*parser.Result, error) {
+	l.once.Do(l.start)
+	return l.pool.Parse(ctx, text)
+}
+
+func (l *lazyPool) start() {
+	var err error
+	if l.dir, err = os.MkdirTemp("", "parserworker"); err != nil {
 		panic(err)
 	}
-	defer os.RemoveAll(dir)
-	worker := filepath.Join(dir, "parserworker")
+	worker := filepath.Join(l.dir, "parserworker")
 	build := exec.Command("go", "build", "-o", worker, "./parser/parserworker") // without the race detector
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := build.CombinedOutput(); err != nil {
 		panic(fmt.Sprintf("build the worker: %v\n%s", err, out))
 	}
-	if pool, err = parser.NewPool(parser.Config{Command: []string{worker}, Workers: 2, Spares: 1, Queue: 1000}); err != nil {
+	if l.pool, err = parser.NewPool(parser.Config{Command: []string{worker}, Workers: runtime.NumCPU(), Spares: 1, Queue: 1000}); err != nil {
 		panic(err)
 	}
-	defer pool.Close()
-	return m.Run()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	if err := l.pool.Ready(ctx); err != nil {
+		panic(err)
+	}
+}
+
+func (l *lazyPool) close() {
+	if l.pool != nil {
+		l.pool.Close()
+	}
+	if l.dir != "" {
+		_ = os.RemoveAll(l.dir)
+	}
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	fuzzing, worker := flag.Lookup("test.fuzz").Value.String() != "", flag.Lookup("test.fuzzworker").Value.String() == "true"
+	if !fuzzing || worker {
+		pool.once.Do(pool.start) // an input may take ten seconds at most, starting more
+	}
+	code := m.Run()
+	pool.close()
+	os.Exit(code)
 }
 
 func newTestAnalyzer(t testing.TB) *Analyzer {
 	t.Helper()
-	a, err := New(Config{Parser: pool, CuratedFunctions: []string{"public.vouched"}})
+	a, err := New(Config{Parser: &pool, CuratedFunctions: []string{"public.vouched"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,12 +13,13 @@ func (b *binder) selectStmt(q *pg.SelectStmt, s *scope, env *cteEnv) []output {
 		b.unhandled(-1, "a query of this kind", "")
 		return nil
 	}
+	b.seen[q] = true
 	env = b.with(q.GetWithClause(), s, env)
 	if q.GetIntoClause() != nil {
 		b.into = q.GetIntoClause().GetRel()
 	}
 	if len(q.GetLockingClause()) > 0 {
-		b.locks = true
+		b.lock(q.GetLockingClause())
 	}
 	var outputs []output
 	switch {
@@ -36,6 +37,16 @@ func (b *binder) selectStmt(q *pg.SelectStmt, s *scope, env *cteEnv) []output {
 	b.expr(q.GetLimitCount(), s, env, "LIMIT")
 	b.expr(q.GetLimitOffset(), s, env, "OFFSET")
 	return outputs
+}
+
+// lock notes FOR UPDATE and its kin. What it lists are aliases of this level.
+func (b *binder) lock(list []*pg.Node) {
+	b.locks = true
+	for _, n := range list {
+		for _, r := range n.GetLockingClause().GetLockedRels() {
+			b.seen[r.GetRangeVar()] = true
+		}
+	}
 }
 
 // merged combines the arms of a set operation, column by column.
@@ -137,6 +148,7 @@ func (b *binder) targets(list []*pg.Node, s *scope, env *cteEnv) []output {
 
 // star expands * and table.*.
 func (b *binder) star(c *pg.ColumnRef, s *scope) []output {
+	b.seen[c] = true
 	fields, ok := stringsOf(c.GetFields()[:len(c.GetFields())-1])
 	if !ok || s == nil {
 		b.unhandled(c.GetLocation(), "* of this kind", "Name the columns.")
@@ -200,6 +212,7 @@ func (b *binder) groupBy(list []*pg.Node, outputs []output, s *scope, env *cteEn
 		if name, location, ok := bareName(n); ok {
 			if found := b.localColumn(s, name); found == nil {
 				if from, ok := namedOutput(outputs, name); ok {
+					b.seen[n.GetColumnRef()] = true
 					b.use(from, "GROUP BY", location)
 					continue
 				}
@@ -296,6 +309,7 @@ func (b *binder) outputItem(n *pg.Node, outputs []output, s *scope, env *cteEnv,
 	}
 	if name, location, ok := bareName(n); ok {
 		if from, ok := namedOutput(outputs, name); ok {
+			b.seen[n.GetColumnRef()] = true
 			b.use(from, clause, location)
 			return
 		}

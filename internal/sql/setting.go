@@ -28,7 +28,6 @@ var settable = map[string]func(value string) (time.Duration, error){
 	"timezone":                            plainText,
 	"client_encoding":                     oneOf("utf8", "utf-8", "unicode"),
 	"standard_conforming_strings":         oneOf("on", "true", "1", "yes"),
-	"bytea_output":                        oneOf("hex", "escape"),
 }
 
 // showable are the settings besides those that SHOW may read.
@@ -38,7 +37,7 @@ const showable = " server_version server_version_num server_encoding transaction
 	"max_index_keys block_size role "
 
 const settingHint = "These can be set: application_name, statement_timeout, lock_timeout, idle_in_transaction_session_timeout, " +
-	"extra_float_digits, client_min_messages, datestyle (ISO), timezone, client_encoding (UTF8), bytea_output."
+	"extra_float_digits, client_min_messages, datestyle (ISO), timezone and client_encoding (UTF8)."
 
 func sessionStatement(text string, cat *catalog.Snapshot, kind Kind, command string) *Statement {
 	return &Statement{Text: text, Kind: kind, Action: access.SQL{
