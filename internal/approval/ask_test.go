@@ -191,7 +191,7 @@ func TestAskBounds(t *testing.T) {
 func TestLeaseEnds(t *testing.T) {
 	t.Parallel()
 	onBothStores(t, func(t *testing.T, open stores) {
-		p := newPair(t, open(t), func(c *Config) { c.LeaseTTL = 400 * time.Millisecond })
+		p := newPair(t, open(t), func(c *Config) { c.LeaseTTL = 2 * time.Second })
 		run(t, p.two)
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
@@ -207,7 +207,7 @@ func TestLeaseEnds(t *testing.T) {
 			}
 			waited <- err
 		}()
-		hold := time.NewTimer(time.Second) // it is renewed as long as its replica lives
+		hold := time.NewTimer(3 * time.Second) // it is renewed as long as its replica lives
 		select {
 		case err := <-waited:
 			t.Fatalf("ended after %s: %v", time.Since(began), err)

@@ -289,10 +289,10 @@ func TestLeaseLost(t *testing.T) {
 func TestLeaseRenewed(t *testing.T) {
 	t.Parallel()
 	onBothStores(t, func(t *testing.T, open func(*testing.T, func(*Config)) *pair) {
-		p := open(t, func(c *Config) { c.LeaseTTL = 2 * time.Second })
+		p := open(t, func(c *Config) { c.LeaseTTL = 3 * time.Second })
 		ctx := opened(t, p.one, p.session("alice"))
 		dead := p.session("zoe") // of a replica that is killed: nobody renews it, nobody gives it back
-		ok(t, p.stores[1].Acquire(t.Context(), leasePrefix+dead.ID, "dead/1", mustEncode(t, dead), 3*time.Second))
+		ok(t, p.stores[1].Acquire(t.Context(), leasePrefix+dead.ID, "dead/1", mustEncode(t, dead), 4*time.Second))
 		if list, err := p.one.List(t.Context()); err != nil || len(list) != 2 {
 			t.Fatalf("listed %v, %v", list, err)
 		}

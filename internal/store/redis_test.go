@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -103,6 +104,22 @@ func TestRedisForgets(t *testing.T) {
 	}
 	_, err = r.Read(ctx, "t", at, 10)
 	wants(t, err, ErrTrimmed)
+}
+
+// The server itself ends a lease that nobody renews.
+func TestRedisLeaseEnds(t *testing.T) {
+	t.Parallel()
+	_, r := ownRedis(t, RedisConfig{})
+	ok(t, r.Acquire(t.Context(), "l", "me", nil, 50*time.Millisecond))
+	eventually(t, func() error {
+		if _, err := r.Holder(t.Context(), "l"); !errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("holder: %w", err)
+		}
+		return nil
+	})
+	if names, err := r.client.ZCard(t.Context(), r.name("leases")).Result(); err != nil || names != 0 {
+		t.Fatalf("%d leases in the index, %v", names, err)
+	}
 }
 
 // What somebody at the server can do to a lease. It may end it; it may not take
