@@ -55,10 +55,12 @@ type Config struct {
 	// MaxStreams is how many responses may be under way; more are refused. 0
 	// means DefaultMaxStreams.
 	MaxStreams int
-	// Watch returns a context that ends when the session does; the response
+	// Watch returns a context that ends when the session does, and a function
+	// to call when the response is over: until then the session is in use. The
+	// response
 	// ends with it, and its cause is recorded. nil means that sessions are not
 	// watched.
-	Watch func(session string) context.Context
+	Watch func(session string) (ended context.Context, release func())
 }
 
 // A Server answers Envoy's ext_proc filter (envoy.service.ext_proc.v3). It is
@@ -142,7 +144,8 @@ func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, r *resp
 	messages := s.receive(stream)
 	idle := time.NewTimer(s.cfg.Idle)
 	defer idle.Stop()
-	session := context.Background()
+	session, release := context.Background(), func() {}
+	defer func() { release() }()
 	for {
 		var in received
 		select {
@@ -168,7 +171,8 @@ func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, r *resp
 		// reach Envoy is not over, and OK would let its last piece through.
 		r.answered = r.phase == ended || r.phase == refused
 		if r.decision.session != "" && s.cfg.Watch != nil && !r.watched {
-			r.watched, session = true, s.cfg.Watch(r.decision.session)
+			r.watched = true
+			session, release = s.cfg.Watch(r.decision.session)
 		}
 		idle.Reset(s.cfg.Idle)
 	}

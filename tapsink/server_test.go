@@ -549,7 +549,7 @@ func TestSessionEnds(t *testing.T) {
 	m := newMemory()
 	session, kill := context.WithCancelCause(t.Context())
 	var asked string
-	path, _ := serve(t, tapsink.Config{Recorder: m, Watch: func(id string) context.Context { asked = id; return session }})
+	path, _ := serve(t, tapsink.Config{Recorder: m, Watch: func(id string) (context.Context, func()) { asked = id; return session, func() {} }})
 	s := open(t, path, redact("/ssn"))
 	s.json()
 	s.body(false, `[1,`)

@@ -94,10 +94,12 @@ func TestHTTPSessions(t *testing.T) {
 	if idle := h.idle(); hasSession(idle, first) {
 		t.Fatal("a session in use is idle")
 	}
-	if watched := h.Watch(first); watched.Err() != nil {
+	watched, releaseWatched := h.Watch(first)
+	if watched.Err() != nil {
 		t.Fatal("a live session is watched as ended")
 	}
-	if d := denialOf(t, context.Cause(h.Watch("ses_none"))); d.Reason != access.SessionEnded {
+	unknown, _ := h.Watch("ses_none")
+	if d := denialOf(t, context.Cause(unknown)); d.Reason != access.SessionEnded {
 		t.Fatalf("an unknown session: %+v", d)
 	}
 	again, _, releaseAgain := request(alice, billing)
@@ -106,6 +108,11 @@ func TestHTTPSessions(t *testing.T) {
 	}
 	releaseSame()
 	releaseAgain()
+	p.clock.Advance(10 * time.Minute)
+	if idle := h.idle(); hasSession(idle, first) {
+		t.Fatal("a session whose response is still streaming is idle")
+	}
+	releaseWatched()
 	p.clock.Advance(4 * time.Minute)
 	if id, _, release := request(alice, billing); id != first {
 		t.Fatal("a session was closed before it was idle for five minutes")
