@@ -38,10 +38,10 @@ lint: tools ## formatting, staticcheck, module files in order
 	@bash -n tools/install && bash -n .ci/run
 
 race: tools ## unit tests with the race detector
-	go test -race -timeout 15m $(UNIT)
+	go test -race -timeout 25m $(UNIT)
 
 e2e: tools build ## the whole product: real Envoy, PostgreSQL, Redis, Dex, psql, curl
-	go test -timeout 15m -count=1 ./e2e/...
+	go test -timeout 25m -count=1 ./e2e/...
 
 docs: build ## every command and file shown in the documents
 	go test -count=1 -run TestDocs ./e2e/...
