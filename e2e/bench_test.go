@@ -211,9 +211,11 @@ func (s *bench) measure(b *testing.B, p pids, protocol, one string, load func(co
 	b.ReportMetric(0, "ns/op") // of many clients at once it says nothing
 	b.ReportMetric(r.perOne(r.used.total()), "cpu-µs/"+one)
 	b.ReportMetric(r.rate(), one+"/s")
-	if p.serve != 0 {
+	if r.rateRatio > 0 && r.route != baseline {
 		b.ReportMetric(r.cpuRatio, "cpu-ratio")
 		b.ReportMetric(r.rateRatio, "rate-ratio")
+	}
+	if p.serve != 0 {
 		b.ReportMetric(float64(r.stored)/float64(r.ran), "recorded-B/"+one)
 	}
 }
