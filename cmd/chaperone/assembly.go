@@ -219,10 +219,10 @@ func newVerifier(cfg *config.Config, log *slog.Logger, metrics prometheus.Regist
 }
 
 // newParser starts the pool of parser workers, which are this same binary.
-func newParser(log *slog.Logger, metrics prometheus.Registerer) (*parser.Pool, error) {
+func newParser(workers int, log *slog.Logger, metrics prometheus.Registerer) (*parser.Pool, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	return parser.NewPool(parser.Config{Command: []string{self, parserWorker}, Logger: log, Registerer: metrics})
+	return parser.NewPool(parser.Config{Command: []string{self, parserWorker}, Workers: workers, Logger: log, Registerer: metrics})
 }

@@ -111,7 +111,7 @@ func (r *reloader) restartNeeded(next *config.Config) error {
 	for name, pair := range map[string][2]any{
 		"store": {r.start.Store, next.Store}, "recording": {r.start.Recording, next.Recording},
 		"telemetry": {r.start.Telemetry, next.Telemetry}, "sockets": {r.start.Sockets, next.Sockets},
-		"approvals": {r.start.Approvals, next.Approvals},
+		"approvals": {r.start.Approvals, next.Approvals}, "parsers": {r.start.Parsers, next.Parsers},
 	} {
 		if !reflect.DeepEqual(pair[0], pair[1]) {
 			errs = append(errs, fmt.Errorf("%s: a change of %s takes effect only with a restart", r.server.builder.file, name))

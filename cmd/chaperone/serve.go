@@ -150,7 +150,7 @@ func (s *server) state(ctx context.Context, cfg *config.Config) (err error) {
 
 // rules loads the first revision.
 func (s *server) rules(file string, cfg *config.Config) error {
-	pool, err := newParser(s.log, s.metrics)
+	pool, err := newParser(cfg.Parsers, s.log, s.metrics)
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ type Config struct {
 	Store     Store      `yaml:"store" doc:"where approvals, sessions and revocations live"`
 	Recording Recording  `yaml:"recording" doc:"where recordings are written"`
 	Telemetry Telemetry  `yaml:"telemetry" doc:"traces and metrics"`
+	Parsers   int        `yaml:"parsers" doc:"SQL statements parsed at once, each in a process of its own of about 50 MB; default 2"`
 	Sockets   string     `yaml:"sockets" doc:"folder of the unix sockets between Envoy and chaperone; default run"`
 
 	// Dir is the folder of the file; Digest identifies its text.

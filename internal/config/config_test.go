@@ -134,6 +134,7 @@ func TestLoadRefusesWithTheReason(t *testing.T) {
 		"certificate is no pair": {"key: {file: gw.key}", "key: {file: gw.crt}", "do not make a pair"},
 		"not a certificate":      {"postgres: {credential", "postgres: {tls: {ca: {file: secret}}, credential", "no certificate in PEM"},
 		"webhook on plain http":  {"https://chat.internal", "http://chat.internal", "must be https"},
+		"parsers":                {"policies: ./policies", "policies: ./policies\nparsers: 65", "must be from 1 to 64"},
 		"metrics":                {"127.0.0.1:9464", "':9464000'", "telemetry.metrics: must be host:port"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -168,7 +169,7 @@ func TestSchemaKnowsEveryKeyOfTheExample(t *testing.T) {
 	if err := json.Unmarshal(Schema(), &schema); err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range []string{"listen", "identity", "resources", "policies", "people", "approvals", "store", "recording", "telemetry", "sockets"} {
+	for _, key := range []string{"listen", "identity", "resources", "policies", "people", "approvals", "store", "recording", "telemetry", "sockets", "parsers"} {
 		if schema.Properties[key] == nil {
 			t.Errorf("the schema lacks %s", key)
 		}

@@ -355,6 +355,12 @@ func (v *validation) rest() {
 		c.Recording.Dir = filepath.Join("data", "recordings")
 	}
 	v.path(&c.Recording.Dir)
+	if c.Parsers == 0 {
+		c.Parsers = 2
+	}
+	if c.Parsers < 1 || c.Parsers > 64 {
+		v.fault("parsers", "is %d; it must be from 1 to 64", c.Parsers)
+	}
 	if c.Sockets == "" {
 		c.Sockets = "run"
 	}
