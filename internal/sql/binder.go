@@ -29,6 +29,7 @@ type binder struct {
 	qualified  []qualifiedUse
 	groupings  []*grouping
 	views      []*catalog.Relation // views and materialized views read
+	passes     int                 // over right arms of recursive queries
 
 	reads, writes, columns, functions map[string]bool
 	changes                           []*change

@@ -122,6 +122,10 @@ func (b *binder) renamed(outputs []output, node *pg.CommonTableExpr) []output {
 	return renamed
 }
 
+// maxPasses bounds how often the right arms of recursive queries are bound in
+// one statement: nested ones multiply.
+const maxPasses = 64
+
 // recursiveCTE binds a UNION whose right arm may name the query itself. What the
 // right arm yields flows back into it, so it is bound until nothing is added.
 func (b *binder) recursiveCTE(c *cte, q *pg.SelectStmt) {
@@ -131,6 +135,10 @@ func (b *binder) recursiveCTE(c *cte, q *pg.SelectStmt) {
 	c.outputs = b.renamed(left, c.node)
 	c.state = cteAgain
 	for range len(left) + 2 {
+		if b.passes++; b.passes > maxPasses {
+			b.unreadable(c.node.GetLocation(), "54001", "the recursive query %q cannot be followed: too much is nested in it", c.node.GetCtename())
+			return
+		}
 		before := b.mark()
 		right := b.selectStmt(q.GetRarg(), c.scope, env)
 		merged := b.merged(c.outputs, right, q)
@@ -155,6 +163,10 @@ func (b *binder) recursiveCTE(c *cte, q *pg.SelectStmt) {
 func (b *binder) namedCTE(c *cte, v *pg.RangeVar) []output {
 	switch c.state {
 	case cteWaiting:
+		// Bound here, inside the arm of a recursion that is bound several times,
+		// what it reads and changes would be counted once and then forgotten.
+		b.unhandled(v.GetLocation(), "a WITH query that is named before it is written",
+			"Write WITH query "+v.GetRelname()+" before those that name it.")
 		b.bindCTE(c)
 	case cteFirst:
 		b.unreadable(v.GetLocation(), "42P19", "recursive reference to query %q must not appear within its non-recursive term", v.GetRelname())

@@ -216,6 +216,10 @@ func (b *binder) join(j *pg.JoinExpr, outer *scope, before []entry, env *cteEnv)
 	left := b.fromItem(j.GetLarg(), outer, before, env)
 	right := b.fromItem(j.GetRarg(), outer, append(slices.Clone(before), left...), env)
 	leftColumns, rightColumns := columnsOf(left), columnsOf(right)
+	if len(leftColumns)+len(rightColumns) > maxColumns {
+		b.unreadable(-1, "54011", "joins can have at most %d columns here", maxColumns)
+		return left
+	}
 	using, ok := stringsOf(j.GetUsingClause())
 	if !ok {
 		b.unhandled(-1, "USING of this kind", "")
@@ -227,7 +231,7 @@ func (b *binder) join(j *pg.JoinExpr, outer *scope, before []entry, env *cteEnv)
 			}
 		}
 	}
-	merged := b.usingColumns(using, leftColumns, rightColumns, j.GetIsNatural())
+	merged := b.usingColumns(using, leftColumns, rightColumns, j)
 	sides := append(slices.Clone(left), right...)
 	b.expr(j.GetQuals(), &scope{outer: outer, entries: sides}, env, "JOIN … ON")
 	joined := &source{outputs: slices.Clone(merged)}
@@ -257,17 +261,18 @@ func (b *binder) join(j *pg.JoinExpr, outer *scope, before []entry, env *cteEnv)
 	return sides
 }
 
-// usingColumns merges the columns of USING, which compares them.
-func (b *binder) usingColumns(using []string, left, right []output, natural bool) []output {
+// usingColumns merges the columns of USING, which compares them. The merged one
+// is that of the side whose rows all stay, if there is one.
+func (b *binder) usingColumns(using []string, left, right []output, j *pg.JoinExpr) []output {
 	clause := "JOIN … USING"
-	if natural {
+	if j.GetIsNatural() {
 		clause = "NATURAL JOIN"
 	}
 	var merged []output
 	for _, name := range using {
 		b.operatorNamed([]string{"="}, -1)
-		var from lineage
-		for _, side := range [][]output{left, right} {
+		result := output{name: name}
+		for i, side := range [][]output{left, right} {
 			found := slices.IndexFunc(side, func(o output) bool { return o.name == name })
 			if found < 0 {
 				b.unreadable(-1, "42703", "column %q specified in USING clause does not exist in both tables", name)
@@ -279,10 +284,14 @@ func (b *binder) usingColumns(using []string, left, right []output, natural bool
 			if slices.ContainsFunc(side[found+1:], func(o output) bool { return o.name == name }) {
 				b.unreadable(-1, "42702", "common column name %q appears more than once", name)
 			}
-			from = from.union(side[found].from)
+			result.from = result.from.union(side[found].from)
+			if j.GetJointype() == pg.JoinType_JOIN_RIGHT && i == 1 ||
+				(j.GetJointype() == pg.JoinType_JOIN_INNER || j.GetJointype() == pg.JoinType_JOIN_LEFT) && i == 0 {
+				result.base, result.column = side[found].base, side[found].column
+			}
 		}
-		b.use(from, clause, -1)
-		merged = append(merged, output{name: name, from: from})
+		b.use(result.from, clause, -1)
+		merged = append(merged, result)
 	}
 	return merged
 }

@@ -3,6 +3,7 @@ package sql
 import (
 	"fmt"
 	"math/rand"
+	"slices"
 	"strings"
 )
 
@@ -46,6 +47,14 @@ func (g *generator) query(depth int) string {
 		with = g.with(depth)
 	}
 	text := with + g.body(depth)
+	if depth > 0 && g.chance(8) { // the first arm's WITH ends with it
+		text = "(with customers(id, v) as (select 1, 'x') select id, v from customers) union all " +
+			pick(g, []string{"(", ""}) + "select id, name || ssn from customers"
+		if strings.Count(text, "(") > strings.Count(text, ")") {
+			text += ")"
+		}
+		return text
+	}
 	if depth > 0 && g.chance(15) {
 		text = with + "select 1, 'x' from " + pick(g, tables).name + pick(g, []string{" union all ", " union ", " except ", " intersect all "}) +
 			"select " + pick(g, []string{"1, ssn from customers", "id, name from customers", "2, ''"})
@@ -103,8 +112,13 @@ func (g *generator) body(depth int) string {
 	if g.chance(40) {
 		text += " where " + g.condition(depth)
 	}
-	if g.chance(10) {
+	switch {
+	case g.chance(10):
 		text += " order by " + g.column()
+	case g.chance(8):
+		key := pick(g, g.scope).name + ".id"
+		text = "select " + key + ", " + pick(g, []string{"count(*)", "max(" + g.column() + "::text)", g.column(), "array_agg(" + g.column() + "::text)"}) +
+			from + " group by " + key
 	}
 	return text + " limit 20"
 }
@@ -115,8 +129,29 @@ func (g *generator) from(depth int) string {
 	for range 1 + g.r.Intn(2) {
 		items = append(items, g.item(depth))
 	}
-	if len(items) == 2 && g.chance(50) {
-		return " from " + items[0] + pick(g, []string{" join ", " left join ", " full join "}) + items[1] + " on " + g.join()
+	if len(items) == 2 && g.chance(60) {
+		joined := items[0] + pick(g, []string{" join ", " left join ", " full join "}) + items[1]
+		switch g.r.Intn(6) {
+		case 0:
+			return " from " + joined + " using (id)"
+		case 1:
+			return " from " + items[0] + " natural join " + items[1]
+		case 2: // hides both sides
+			g.n++
+			alias := fmt.Sprintf("j%d", g.n)
+			columns := []string{"id"}
+			for _, src := range g.scope {
+				columns = append(columns, src.columns[1:]...)
+			}
+			g.scope = []generated{{alias, columns}}
+			return " from (" + joined + " using (id)) as " + alias
+		case 3:
+			g.n++
+			alias := fmt.Sprintf("j%d", g.n)
+			g.scope = []generated{{alias, []string{"id", "c1", "c2"}}}
+			return " from (" + joined + " using (id)) as " + alias + "(id, c1, c2)"
+		}
+		return " from " + joined + " on " + g.join()
 	}
 	return " from " + strings.Join(items, ", ")
 }
@@ -178,6 +213,9 @@ func (g *generator) item(depth int) string {
 
 func (g *generator) column() string {
 	src := pick(g, g.scope)
+	if g.chance(5) && slices.Contains([]string{"customers", "orders", "events"}, src.name) {
+		return "public." + src.name + "." + pick(g, src.columns)
+	}
 	c := pick(g, src.columns)
 	if g.chance(15) {
 		return c

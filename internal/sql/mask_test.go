@@ -143,6 +143,7 @@ func TestMaskRefusals(t *testing.T) {
 		{"group by sets", "select count(*) from customers group by grouping sets ((ssn), ())", "GROUP BY"},
 		{"group by row", "select count(*) from customers c group by c", "GROUP BY"},
 		{"group by key, masked", "select id, ssn from customers group by id", "beside GROUP BY"},
+		{"group by key through a join", "select c.name from customers c join orders o using (id) group by id", "name must appear in GROUP BY"},
 		{"group by key, another", "select id, name from customers group by id", "name must appear in GROUP BY"},
 		{"having", "select id from customers group by id having max(ssn) > '1'", "HAVING"},
 		{"order by", "select id from customers order by ssn", "ORDER BY"},

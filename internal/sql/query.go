@@ -137,6 +137,10 @@ func (b *binder) targets(list []*pg.Node, s *scope, env *cteEnv) []output {
 		if c := t.GetVal().GetColumnRef(); c != nil && len(c.GetFields()) > 0 && c.GetFields()[len(c.GetFields())-1].GetAStar() != nil {
 			expanded := b.star(c, s)
 			b.use(lineageOf(expanded), "", c.GetLocation())
+			if len(outputs)+len(expanded) > maxColumns {
+				b.unreadable(c.GetLocation(), "54011", "target lists can have at most %d entries", maxColumns)
+				return outputs
+			}
 			outputs = append(outputs, expanded...)
 			continue
 		}
@@ -145,6 +149,10 @@ func (b *binder) targets(list []*pg.Node, s *scope, env *cteEnv) []output {
 	}
 	return outputs
 }
+
+// maxColumns is PostgreSQL's own bound. Without it a chain of WITH queries, each
+// twice as wide as the last, would fill the memory.
+const maxColumns = 1664
 
 // star expands * and table.*.
 func (b *binder) star(c *pg.ColumnRef, s *scope) []output {

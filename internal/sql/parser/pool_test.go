@@ -140,12 +140,12 @@ func TestParse(t *testing.T) {
 func hostile() []string {
 	return []string{
 		"select 1" + strings.Repeat("+1", 4000),
-		"select 1" + strings.Repeat("+1", 990),
+		"select 1" + strings.Repeat("+1", 1490),
 		strings.Repeat("select (", 95) + "select 1" + strings.Repeat(")", 95),
 		strings.Repeat("select (", 500) + "select 1" + strings.Repeat(")", 500),
 		"select " + strings.Repeat("not ", 5000) + "a",
-		"select 1" + strings.Repeat(" union all select 1", 450),
-		"select 1 from a" + strings.Repeat(" cross join a", 450),
+		"select 1" + strings.Repeat(" union all select 1", 740),
+		"select 1 from a" + strings.Repeat(" cross join a", 740),
 		"select '" + strings.Repeat("x", 60000),
 	}
 }
