@@ -41,11 +41,10 @@ type execution struct {
 
 	rows, bytes, masked int64
 
-	pending      [][]*string
-	pendingBytes int64
-	recorded     int64
-	omitted      int64
-	headed       bool
+	pending  [][]*string
+	recorded int64
+	omitted  int64
+	headed   bool
 }
 
 // begin is called when the Execute is about to leave.

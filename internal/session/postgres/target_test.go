@@ -192,14 +192,14 @@ func TestTracesAndMetrics(t *testing.T) {
 			t.Errorf("%s is in another trace", span.Name())
 		}
 		for _, a := range span.Attributes() {
-			if strings.Contains(a.Value.Emit(), "update orders") {
+			if strings.Contains(a.Value.String(), "update orders") {
 				t.Errorf("%s shows text: %v", span.Name(), a)
 			}
 		}
 		if span.Name() == "postgres statement" {
 			found := map[string]string{}
 			for _, a := range span.Attributes() {
-				found[string(a.Key)] = a.Value.Emit()
+				found[string(a.Key)] = a.Value.String()
 			}
 			if found["chaperone.session"] != opened.ID || found["chaperone.rule"] == "" || found["chaperone.effect"] == "" || found["chaperone.subject"] != "agent-7" {
 				t.Errorf("attributes %v", found)
