@@ -33,7 +33,7 @@ var (
 const (
 	defaultSegmentBytes = 64 << 20
 	// MaxAppendBytes bounds the events of one Append together, encoded.
-	MaxAppendBytes = 8 << 20
+	MaxAppendBytes = 16 << 20
 
 	queueBytes    = 2 * MaxAppendBytes // encoded events that wait or are being written
 	queueRequests = 1024

@@ -360,10 +360,19 @@ func (s *session) notice(ctx context.Context, body []byte) error {
 	return s.flush(ctx)
 }
 
+// ownedParameters are the settings that the target reports and that decide how
+// text is read and whose rights it runs with.
+var ownedParameters = []string{"standard_conforming_strings", "client_encoding", "search_path", "session_authorization", "is_superuser"}
+
 func (s *session) parameterStatus(body []byte) error {
 	var p pgproto3.ParameterStatus
 	if err := p.Decode(body); err != nil {
 		return lostTarget(s.unavailable("the target broke the protocol"), err)
+	}
+	// Nothing that is let through changes these, so whoever did found a way
+	// around the judge, who would read the next statement wrongly.
+	if slices.Contains(ownedParameters, p.Name) && p.Value != s.up.pg.ParameterStatus(p.Name) {
+		return lostTarget(s.unavailable("a setting that the gateway owns has changed at the target"), errors.New(p.Name))
 	}
 	if reportedParameter(p.Name) {
 		s.out = appendFrame(s.out, 'S', body)
