@@ -145,7 +145,7 @@ func (a *Analyzer) judgeQuery(ctx context.Context, text string, cat *catalog.Sna
 		b.delete(s.DeleteStmt, nil)
 		st.ReturnsRows, st.Action.Command = len(s.DeleteStmt.GetReturningList()) > 0, "DELETE"
 	}
-	if b.unseen(node.ProtoReflect()) != nil {
+	if b.unseen(node.ProtoReflect()) != nil || b.lost() != nil {
 		b.unhandled(-1, "a part of the statement that was not bound", "")
 	}
 	b.settle()
@@ -404,7 +404,7 @@ func (a *Analyzer) bindView(ctx context.Context, cat *catalog.Snapshot, v *catal
 	b.path = []string{"pg_catalog"}
 	b.selectStmt(list[0].GetStmt().GetSelectStmt(), nil, nil)
 	b.settle()
-	if b.refusal != nil || b.unseen(list[0].GetStmt().ProtoReflect()) != nil {
+	if b.refusal != nil || b.unseen(list[0].GetStmt().ProtoReflect()) != nil || b.lost() != nil {
 		return nil, nil
 	}
 	return b, nil

@@ -29,6 +29,7 @@ type binder struct {
 	qualified  []qualifiedUse
 	groupings  []*grouping
 	views      []*catalog.Relation // views and materialized views read
+	work       int                 // see spend
 	passes     int                 // over right arms of recursive queries
 
 	reads, writes, columns, functions map[string]bool
@@ -40,6 +41,7 @@ type binder struct {
 	locks                             bool
 	into                              *pg.RangeVar
 	seen                              map[any]bool // the nodes that were bound; see unseen
+	resolved                          map[*pg.RangeVar]*reference
 	parameters                        int32
 	depth                             int
 }
@@ -51,8 +53,23 @@ func newBinder(text string, cat *catalog.Snapshot, lib *library) *binder {
 	return &binder{
 		text: text, cat: cat, path: cat.SearchPath(), library: lib,
 		reads: map[string]bool{}, writes: map[string]bool{}, columns: map[string]bool{}, functions: map[string]bool{},
-		unknown: map[string]bool{}, seen: map[any]bool{},
+		unknown: map[string]bool{}, seen: map[any]bool{}, resolved: map[*pg.RangeVar]*reference{},
 	}
+}
+
+// lost returns a relation that was bound and is no longer noted, or nil: what is
+// bound more than once must not forget.
+func (b *binder) lost() *reference {
+	noted := map[*reference]bool{}
+	for _, ref := range b.references {
+		noted[ref] = true
+	}
+	for _, ref := range b.resolved {
+		if !noted[ref] {
+			return ref
+		}
+	}
+	return nil
 }
 
 // unseen returns a node that names something and that binding did not come by,
@@ -94,7 +111,7 @@ func (b *binder) doubt(format string, args ...any) {
 
 // use notes that columns take part in clause at location.
 func (b *binder) use(columns lineage, clause string, location int32) {
-	if len(columns) > 0 {
+	if len(columns) > 0 && b.spend(len(columns)) {
 		b.uses = append(b.uses, use{columns, clause, location})
 	}
 }
@@ -156,7 +173,7 @@ type match struct {
 // unqualified finds a column by its name alone: the innermost level that has
 // one, where it must be the only one.
 func (b *binder) unqualified(s *scope, name string, location int32) (match, bool) {
-	for ; s != nil; s = s.outer {
+	for ; s != nil && b.spend(len(s.entries)); s = s.outer {
 		var found []match
 		for _, e := range s.entries {
 			if e.byColumns {
@@ -200,10 +217,8 @@ func (b *binder) systemSource(s *scope, name string, location int32) *source {
 
 func columnsNamed(s *scope, src *source, name string) []match {
 	var found []match
-	for _, o := range src.outputs {
-		if o.name == name {
-			found = append(found, match{s, o, src})
-		}
+	for _, i := range src.find(name) {
+		found = append(found, match{s, src.outputs[i], src})
 	}
 	return found
 }
@@ -211,7 +226,7 @@ func columnsNamed(s *scope, src *source, name string) []match {
 // byAlias finds a source by the name it has in this query: the innermost level
 // that has one.
 func (b *binder) byAlias(s *scope, alias string, location int32) (*scope, *source) {
-	for ; s != nil; s = s.outer {
+	for ; s != nil && b.spend(len(s.entries)); s = s.outer {
 		var found *source
 		for _, e := range s.entries {
 			if !e.byName || e.source.alias != alias {
@@ -233,7 +248,7 @@ func (b *binder) byAlias(s *scope, alias string, location int32) (*scope, *sourc
 // byRelation finds a source by schema.table: only a relation without an alias
 // has such a name.
 func (b *binder) byRelation(s *scope, schema, table string, location int32) (*scope, *source) {
-	for ; s != nil; s = s.outer {
+	for ; s != nil && b.spend(len(s.entries)); s = s.outer {
 		var found *source
 		for _, e := range s.entries {
 			src := e.source
@@ -294,7 +309,11 @@ func (b *binder) sourceOf(v *pg.RangeVar, r *catalog.Relation) *source {
 		aliased: v.GetAlias() != nil, aliasNames: len(v.GetAlias().GetColnames()) > 0,
 	}
 	b.references = append(b.references, ref)
+	b.resolved[v] = ref
 	src := &source{alias: r.Name, relation: r, aliased: ref.aliased, ref: ref}
+	if !b.spend(4 * len(r.Columns)) { // its columns take room
+		return src
+	}
 	for _, c := range r.Columns {
 		key := columnKey{r.OID, c.Name}
 		src.outputs = append(src.outputs, output{name: c.Name, from: lineage{key: {}}, base: src, column: c.Name})
@@ -316,7 +335,7 @@ func (b *binder) alias(src *source, a *pg.Alias) {
 		})
 		return
 	}
-	src.outputs = slices.Clone(src.outputs)
+	src.outputs, src.byName = slices.Clone(src.outputs), nil
 	for i, n := range a.GetColnames() {
 		src.outputs[i].name = n.GetString_().GetSval()
 	}
@@ -351,6 +370,9 @@ func (b *binder) typeOf(c *catalog.Column) {
 
 // whole notes that every column of a source takes part, as in * and whole rows.
 func (b *binder) whole(src *source) {
+	if !b.spend(len(src.outputs)) {
+		return
+	}
 	for _, o := range src.outputs {
 		if o.base != nil {
 			b.touch(o.base, o.column)

@@ -32,7 +32,7 @@ func (b *binder) call(f *pg.FuncCall, s *scope, env *cteEnv, clause string) line
 	for _, n := range f.GetAggOrder() {
 		ordered := b.sortBy(n.GetSortBy(), inner, env, order)
 		if f.GetAggWithinGroup() {
-			from = from.union(ordered)
+			from = b.union(from, ordered)
 		}
 	}
 	b.expr(f.GetAggFilter(), inner, env, decides(clause, "FILTER"))

@@ -6,11 +6,11 @@ import (
 
 // exprs binds a list; see expr.
 func (b *binder) exprs(nodes []*pg.Node, s *scope, env *cteEnv, clause string) lineage {
-	var all lineage
-	for _, n := range nodes {
-		all = all.union(b.expr(n, s, env, clause))
+	parts := make([]lineage, len(nodes))
+	for i, n := range nodes {
+		parts[i] = b.expr(n, s, env, clause)
 	}
-	return all
+	return b.union(nil, parts...)
 }
 
 // expr binds an expression and returns the columns that its value is computed
@@ -57,7 +57,7 @@ func (b *binder) expr(n *pg.Node, s *scope, env *cteEnv, clause string) lineage 
 	case *pg.Node_GroupingFunc:
 		return b.exprs(e.GroupingFunc.GetArgs(), s.aggregated(), env, decides(clause, "GROUPING"))
 	case *pg.Node_RowExpr:
-		return b.row(e.RowExpr, s, env, clause)
+		return b.exprs(e.RowExpr.GetArgs(), s, env, clause) // a.* in it is each column
 	case *pg.Node_AIndirection:
 		return b.indirection(e.AIndirection, s, env, clause)
 	case *pg.Node_CaseExpr:
@@ -86,7 +86,7 @@ func (b *binder) columnRef(c *pg.ColumnRef, s *scope, clause string) lineage {
 	b.seen[c] = true
 	if n := len(c.GetFields()); n > 0 && c.GetFields()[n-1].GetAStar() != nil {
 		outputs := b.star(c, s)
-		all := lineageOf(outputs)
+		all := b.lineageOf(outputs)
 		b.use(all, clause, c.GetLocation())
 		return all
 	}
@@ -130,12 +130,14 @@ func (b *binder) simpleName(s *scope, name string, location int32) lineage {
 
 // wholeRow binds a source's name used as a value.
 func (b *binder) wholeRow(at *scope, src *source, location int32) lineage {
-	b.whole(src)
 	b.ownTypes = true // its row type is the database's own
+	if !b.spend(len(src.outputs)) {
+		return nil
+	}
 	for _, o := range src.outputs {
 		at.ungrouped(o, location)
 	}
-	return lineageOf(src.outputs)
+	return b.row(src)
 }
 
 func (b *binder) columnOf(at *scope, src *source, qualifier, name string, location int32) lineage {
@@ -176,7 +178,9 @@ func (b *binder) matched(m match, location int32) lineage {
 // matter.
 func (s *scope) ungrouped(o output, location int32) {
 	if s.level != nil && !s.inside && o.base != nil {
-		s.level.bare = append(s.level.bare, bareUse{bareColumn{o.base, o.column}, location})
+		if _, ok := s.level.bare[bareColumn{o.base, o.column}]; !ok {
+			s.level.bare[bareColumn{o.base, o.column}] = location
+		}
 	}
 }
 
@@ -204,7 +208,7 @@ func (b *binder) operator(e *pg.A_Expr, s *scope, env *cteEnv, clause string) li
 		b.operatorNamed(names, e.GetLocation())
 		clause = decides(clause, "a comparison")
 	}
-	return b.expr(e.GetLexpr(), s, env, clause).union(b.expr(e.GetRexpr(), s, env, clause))
+	return b.union(b.expr(e.GetLexpr(), s, env, clause), b.expr(e.GetRexpr(), s, env, clause))
 }
 
 // computing are the operators whose result shows the value that they were
@@ -215,11 +219,6 @@ var computing = map[string]bool{
 }
 
 func comparison(op string) bool { return !computing[op] }
-
-// row binds ROW(…) and (a, b), where a.* means each column.
-func (b *binder) row(e *pg.RowExpr, s *scope, env *cteEnv, clause string) lineage {
-	return b.exprs(e.GetArgs(), s, env, clause)
-}
 
 // indirection binds (x).field, x[1] and x[1:2].
 func (b *binder) indirection(e *pg.A_Indirection, s *scope, env *cteEnv, clause string) lineage {
@@ -233,7 +232,7 @@ func (b *binder) indirection(e *pg.A_Indirection, s *scope, env *cteEnv, clause 
 	for _, step := range steps {
 		switch i := step.GetNode().(type) {
 		case *pg.Node_AIndices:
-			all = all.union(b.expr(i.AIndices.GetLidx(), s, env, clause), b.expr(i.AIndices.GetUidx(), s, env, clause))
+			all = b.union(all, b.expr(i.AIndices.GetLidx(), s, env, clause), b.expr(i.AIndices.GetUidx(), s, env, clause))
 		case *pg.Node_String_:
 			b.ownTypes = true
 		default: // (x).*
@@ -281,9 +280,9 @@ func (b *binder) caseExpr(e *pg.CaseExpr, s *scope, env *cteEnv, clause string) 
 			b.unhandled(e.GetLocation(), "a CASE of this kind", "")
 			continue
 		}
-		all = all.union(b.expr(when.GetExpr(), s, env, decides(clause, "CASE WHEN")), b.expr(when.GetResult(), s, env, clause))
+		all = b.union(all, b.expr(when.GetExpr(), s, env, decides(clause, "CASE WHEN")), b.expr(when.GetResult(), s, env, clause))
 	}
-	return all.union(b.expr(e.GetDefresult(), s, env, clause))
+	return b.union(all, b.expr(e.GetDefresult(), s, env, clause))
 }
 
 // subLink binds a subquery in an expression.
@@ -298,7 +297,7 @@ func (b *binder) subLink(e *pg.SubLink, s *scope, env *cteEnv, clause string) li
 	case pg.SubLinkType_EXISTS_SUBLINK:
 		return nil // whether there are rows was decided by what the subquery itself notes
 	case pg.SubLinkType_EXPR_SUBLINK, pg.SubLinkType_ARRAY_SUBLINK:
-		from := lineageOf(inner)
+		from := b.lineageOf(inner)
 		b.use(from, clause, e.GetLocation())
 		return from
 	case pg.SubLinkType_ANY_SUBLINK, pg.SubLinkType_ALL_SUBLINK:
@@ -311,9 +310,9 @@ func (b *binder) subLink(e *pg.SubLink, s *scope, env *cteEnv, clause string) li
 		}
 		b.operatorNamed(op, e.GetLocation())
 		clause = decides(clause, "a comparison")
-		from := lineageOf(inner)
+		from := b.lineageOf(inner)
 		b.use(from, clause, e.GetLocation())
-		return from.union(b.expr(e.GetTestexpr(), s, env, clause))
+		return b.union(from, b.expr(e.GetTestexpr(), s, env, clause))
 	}
 	b.unhandled(e.GetLocation(), "a subquery of this kind", "")
 	return nil

@@ -226,7 +226,10 @@ func (b *binder) join(j *pg.JoinExpr, outer *scope, before []entry, env *cteEnv)
 	}
 	if j.GetIsNatural() {
 		for _, o := range leftColumns {
-			if _, found := namedOutput(rightColumns, o.name); found {
+			if b.work > maxWork {
+				break
+			}
+			if _, found := b.namedOutput(rightColumns, o.name); found {
 				using = append(using, o.name)
 			}
 		}
@@ -235,8 +238,13 @@ func (b *binder) join(j *pg.JoinExpr, outer *scope, before []entry, env *cteEnv)
 	sides := append(slices.Clone(left), right...)
 	b.expr(j.GetQuals(), &scope{outer: outer, entries: sides}, env, "JOIN … ON")
 	joined := &source{outputs: slices.Clone(merged)}
+	gone := map[string]bool{}
+	for _, name := range using {
+		gone[name] = true
+	}
+	b.spend(4 * (len(leftColumns) + len(rightColumns))) // they take room
 	for _, o := range append(slices.Clone(leftColumns), rightColumns...) {
-		if !slices.Contains(using, o.name) {
+		if !gone[o.name] {
 			joined.outputs = append(joined.outputs, o)
 		}
 	}
@@ -273,6 +281,7 @@ func (b *binder) usingColumns(using []string, left, right []output, j *pg.JoinEx
 		b.operatorNamed([]string{"="}, -1)
 		result := output{name: name}
 		for i, side := range [][]output{left, right} {
+			b.spend(len(side))
 			found := slices.IndexFunc(side, func(o output) bool { return o.name == name })
 			if found < 0 {
 				b.unreadable(-1, "42703", "column %q specified in USING clause does not exist in both tables", name)
@@ -284,7 +293,7 @@ func (b *binder) usingColumns(using []string, left, right []output, j *pg.JoinEx
 			if slices.ContainsFunc(side[found+1:], func(o output) bool { return o.name == name }) {
 				b.unreadable(-1, "42702", "common column name %q appears more than once", name)
 			}
-			result.from = result.from.union(side[found].from)
+			result.from = b.union(result.from, side[found].from)
 			if j.GetJointype() == pg.JoinType_JOIN_RIGHT && i == 1 ||
 				(j.GetJointype() == pg.JoinType_JOIN_INNER || j.GetJointype() == pg.JoinType_JOIN_LEFT) && i == 0 {
 				result.base, result.column = side[found].base, side[found].column

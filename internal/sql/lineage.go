@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 
+	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/sql/catalog"
 )
 
@@ -48,12 +49,49 @@ type output struct {
 	column string
 }
 
-func lineageOf(outputs []output) lineage {
-	var all lineage
-	for _, o := range outputs {
-		all = all.union(o.from)
+func (b *binder) lineageOf(outputs []output) lineage {
+	parts := make([]lineage, len(outputs))
+	for i, o := range outputs {
+		parts[i] = o.from
 	}
-	return all
+	return b.union(nil, parts...)
+}
+
+// row is the lineage of a source as a whole row, and notes its columns.
+func (b *binder) row(src *source) lineage {
+	if !src.rowKnown {
+		b.whole(src)
+		src.row, src.rowKnown = b.lineageOf(src.outputs), true
+	}
+	return src.row
+}
+
+// maxWork bounds what following columns may cost: whole rows of wide tables,
+// named again and again, multiply. It is about half a second.
+const maxWork = 2_000_000
+
+// spend counts work and reports whether there is any left; without, the
+// statement is refused.
+func (b *binder) spend(n int) bool {
+	b.work += n + 1
+	if b.work <= maxWork {
+		return true
+	}
+	b.refuse(&Refusal{
+		Reason: access.Unreadable, SQLState: "54001", Message: "the statement is too complex to follow its columns",
+		Hint: "Name fewer columns and whole rows, or split it.",
+	})
+	return false
+}
+
+// union is l with others; once the statement is refused for its size, l alone.
+func (b *binder) union(l lineage, others ...lineage) lineage {
+	for _, o := range others {
+		if !b.spend(len(o)) {
+			return l
+		}
+	}
+	return l.union(others...)
 }
 
 // A source is one thing in FROM: a relation, a subquery, a CTE, a function, a
@@ -65,6 +103,21 @@ type source struct {
 	relation *catalog.Relation // when it is one
 	aliased  bool              // the statement gave an alias
 	ref      *reference        // when it is a relation
+
+	row      lineage // of all outputs, once it was asked for
+	rowKnown bool
+	byName   map[string][]int // index of outputs, once it was asked for
+}
+
+// find lists the outputs of that name.
+func (src *source) find(name string) []int {
+	if src.byName == nil {
+		src.byName = make(map[string][]int, len(src.outputs))
+		for i, o := range src.outputs {
+			src.byName[o.name] = append(src.byName[o.name], i)
+		}
+	}
+	return src.byName[name]
 }
 
 // A reference is one place in the text where a relation is named.
@@ -114,17 +167,12 @@ type qualifiedUse struct {
 // subquery has no primary key that ungrouped columns could depend on.
 type grouping struct {
 	keys map[bareColumn]bool
-	bare []bareUse
+	bare map[bareColumn]int32 // where it is used first
 }
 
 type bareColumn struct {
 	source *source
 	column string
-}
-
-type bareUse struct {
-	bareColumn
-	location int32
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -1,7 +1,10 @@
 package sql
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"chaperone.dev/chaperone/internal/access"
@@ -298,17 +301,18 @@ func (m *masking) answers(r *catalog.Relation, k catalog.Constraint, written map
 // checkGrouping refuses columns that only a primary key makes single-valued: a
 // subquery has none.
 func (m *masking) checkGrouping(st *Statement, g *grouping) *Refusal {
-	for _, u := range g.bare {
+	bare := slices.SortedFunc(maps.Keys(g.bare), func(a, b bareColumn) int { return cmp.Compare(g.bare[a], g.bare[b]) })
+	for _, u := range bare {
 		r := u.source.relation
-		if !m.hidden(r) || g.keys[u.bareColumn] || !groupedByKey(g, u.source, r) {
+		if !m.hidden(r) || g.keys[u] || !groupedByKey(g, u.source, r) {
 			continue
 		}
 		name := r.Qualified() + "." + u.column
 		if m.columns[r.OID][u.column] {
-			return maskedField(st.Text, u.location, "Use min("+u.column+") to show the mask, or leave the column out.",
+			return maskedField(st.Text, g.bare[u], "Use min("+u.column+") to show the mask, or leave the column out.",
 				"%s is masked and cannot be shown beside GROUP BY", name)
 		}
-		return maskedField(st.Text, u.location, "Add "+u.column+" to GROUP BY.",
+		return maskedField(st.Text, g.bare[u], "Add "+u.column+" to GROUP BY.",
 			"%s has masked columns, so that %s must appear in GROUP BY itself", r.Qualified(), name)
 	}
 	return nil

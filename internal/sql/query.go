@@ -1,8 +1,6 @@
 package sql
 
 import (
-	"slices"
-
 	pg "github.com/pganalyze/pg_query_go/v6"
 )
 
@@ -58,7 +56,7 @@ func (b *binder) merged(left, right []output, q *pg.SelectStmt) []output {
 	for i, o := range left {
 		all[i] = output{name: o.name, from: o.from}
 		if i < len(right) {
-			all[i].from = o.from.union(right[i].from)
+			all[i].from = b.union(o.from, right[i].from)
 		}
 	}
 	return all
@@ -67,7 +65,7 @@ func (b *binder) merged(left, right []output, q *pg.SelectStmt) []output {
 // setOperation notes what every operation but UNION ALL does: it compares rows.
 func (b *binder) setOperation(q *pg.SelectStmt, outputs []output) []output {
 	if q.GetOp() != pg.SetOperation_SETOP_UNION || !q.GetAll() {
-		b.use(lineageOf(outputs), setOperationName(q)+", which compares rows", -1)
+		b.use(b.lineageOf(outputs), setOperationName(q)+", which compares rows", -1)
 	}
 	return outputs
 }
@@ -97,7 +95,7 @@ func (b *binder) values(q *pg.SelectStmt, s *scope, env *cteEnv) []output {
 			if i == len(outputs) {
 				outputs = append(outputs, output{name: "column" + itoa(i+1)})
 			}
-			outputs[i].from = outputs[i].from.union(b.expr(item, s, env, ""))
+			outputs[i].from = b.union(outputs[i].from, b.expr(item, s, env, ""))
 		}
 	}
 	return outputs
@@ -108,7 +106,7 @@ func (b *binder) values(q *pg.SelectStmt, s *scope, env *cteEnv) []output {
 func (b *binder) simpleSelect(q *pg.SelectStmt, s *scope, env *cteEnv) []output {
 	level := &scope{outer: s, entries: b.from(q.GetFromClause(), s, env)}
 	b.expr(q.GetWhereClause(), level, env, "WHERE")
-	group := &grouping{keys: map[bareColumn]bool{}}
+	group := &grouping{keys: map[bareColumn]bool{}, bare: map[bareColumn]int32{}}
 	grouped := *level
 	grouped.level = group
 	outputs := b.targets(q.GetTargetList(), &grouped, env)
@@ -136,7 +134,7 @@ func (b *binder) targets(list []*pg.Node, s *scope, env *cteEnv) []output {
 		}
 		if c := t.GetVal().GetColumnRef(); c != nil && len(c.GetFields()) > 0 && c.GetFields()[len(c.GetFields())-1].GetAStar() != nil {
 			expanded := b.star(c, s)
-			b.use(lineageOf(expanded), "", c.GetLocation())
+			b.use(b.lineageOf(expanded), "", c.GetLocation())
 			if len(outputs)+len(expanded) > maxColumns {
 				b.unreadable(c.GetLocation(), "54011", "target lists can have at most %d entries", maxColumns)
 				return outputs
@@ -188,7 +186,10 @@ func (b *binder) star(c *pg.ColumnRef, s *scope) []output {
 	}
 	var outputs []output
 	for _, src := range sources {
-		b.whole(src)
+		b.row(src)
+		if !b.spend(len(src.outputs)) {
+			return outputs
+		}
 		for _, o := range src.outputs {
 			at.ungrouped(o, c.GetLocation())
 			outputs = append(outputs, output{name: o.name, from: o.from})
@@ -219,7 +220,7 @@ func (b *binder) groupBy(list []*pg.Node, outputs []output, s *scope, env *cteEn
 		}
 		if name, location, ok := bareName(n); ok {
 			if found := b.localColumn(s, name); found == nil {
-				if from, ok := namedOutput(outputs, name); ok {
+				if from, ok := b.namedOutput(outputs, name); ok {
 					b.seen[n.GetColumnRef()] = true
 					b.use(from, "GROUP BY", location)
 					continue
@@ -235,12 +236,13 @@ func (b *binder) groupBy(list []*pg.Node, outputs []output, s *scope, env *cteEn
 
 // localColumn finds a column of this level only, without noting anything.
 func (b *binder) localColumn(s *scope, name string) *output {
+	b.spend(len(s.entries))
 	for _, e := range s.entries {
 		if !e.byColumns {
 			continue
 		}
-		if i := slices.IndexFunc(e.source.outputs, func(o output) bool { return o.name == name }); i >= 0 {
-			return &e.source.outputs[i]
+		if found := e.source.find(name); len(found) > 0 {
+			return &e.source.outputs[found[0]]
 		}
 	}
 	return nil
@@ -264,8 +266,8 @@ func (b *binder) plainColumn(n *pg.Node, s *scope) *output {
 				len(fields) == 3 && (src.relation == nil || src.aliased || src.relation.Schema != fields[0] || src.relation.Name != fields[1]) {
 				continue
 			}
-			if i := slices.IndexFunc(src.outputs, func(o output) bool { return o.name == fields[len(fields)-1] }); i >= 0 {
-				o = &src.outputs[i]
+			if found := src.find(fields[len(fields)-1]); len(found) > 0 {
+				o = &src.outputs[found[0]]
 			}
 		}
 	}
@@ -284,10 +286,11 @@ func bareName(n *pg.Node) (name string, location int32, ok bool) {
 	return c.GetFields()[0].GetString_().GetSval(), c.GetLocation(), true
 }
 
-func namedOutput(outputs []output, name string) (from lineage, found bool) {
+func (b *binder) namedOutput(outputs []output, name string) (from lineage, found bool) {
+	b.spend(len(outputs))
 	for _, o := range outputs {
 		if o.name == name {
-			from, found = from.union(o.from), true
+			from, found = b.union(from, o.from), true
 		}
 	}
 	return from, found
@@ -316,7 +319,7 @@ func (b *binder) outputItem(n *pg.Node, outputs []output, s *scope, env *cteEnv,
 		return
 	}
 	if name, location, ok := bareName(n); ok {
-		if from, ok := namedOutput(outputs, name); ok {
+		if from, ok := b.namedOutput(outputs, name); ok {
 			b.seen[n.GetColumnRef()] = true
 			b.use(from, clause, location)
 			return
@@ -341,7 +344,7 @@ func (b *binder) orderBy(list []*pg.Node, outputs []output, s *scope, env *cteEn
 func (b *binder) distinct(list []*pg.Node, outputs []output, s *scope, env *cteEnv) {
 	for _, n := range list {
 		if n.GetNode() == nil {
-			b.use(lineageOf(outputs), "DISTINCT", -1)
+			b.use(b.lineageOf(outputs), "DISTINCT", -1)
 			continue
 		}
 		b.outputItem(n, outputs, s, env, "DISTINCT ON")
