@@ -43,7 +43,6 @@ type binder struct {
 	seen                              map[any]bool // the nodes that were bound; see unseen
 	resolved                          map[*pg.RangeVar]*reference
 	parameters                        int32
-	depth                             int
 }
 
 // maxViews bounds how deep views are followed.

@@ -21,6 +21,9 @@ import (
 // detector: under it the grammar takes minutes to compile.
 var workerBinary string
 
+// shared is the pool of the tests that do it no harm.
+var shared *Pool
+
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "parserworker")
 	if err != nil {
@@ -32,7 +35,12 @@ func TestMain(m *testing.M) {
 	if out, err := build.CombinedOutput(); err != nil {
 		panic(fmt.Sprintf("build the worker: %v\n%s", err, out))
 	}
+	os.Setenv("CHAPERONE_TEST_SECRET", "s3cret") // no worker may see it
+	if shared, err = NewPool(Config{Command: []string{workerBinary}, Workers: 2}); err != nil {
+		panic(err)
+	}
 	code := m.Run()
+	shared.Close()
 	_ = os.RemoveAll(dir)
 	os.Exit(code)
 }
@@ -57,16 +65,6 @@ func parse(t testing.TB, p *Pool, text string) *Result {
 		t.Fatalf("parse %.60q: %v", text, err)
 	}
 	return r
-}
-
-// The pool serves nothing unless every worker's answer to the canary is the one
-// in the source: this says what it is when the grammar changes.
-func TestCanaryDigest(t *testing.T) {
-	t.Parallel()
-	f := freshAnswers(t, canary)[0]
-	if got := digest(f.payload); got != canaryDigest {
-		t.Errorf("canary digest is %s; a new grammar needs a new constant", got)
-	}
 }
 
 // freshAnswers are those of a worker that saw nothing else.
@@ -96,7 +94,7 @@ func freshAnswers(t *testing.T, texts ...string) []frame {
 
 func TestParse(t *testing.T) {
 	t.Parallel()
-	p := startPool(t, Config{Workers: 1, Spares: 1})
+	p := shared
 	r := parse(t, p, "select é from t -- x")
 	if len(r.Tree.GetStmts()) != 1 || len(r.Tokens) != 5 {
 		t.Errorf("got %d statements and %d tokens", len(r.Tree.GetStmts()), len(r.Tokens))
@@ -152,13 +150,19 @@ func hostile() []string {
 
 func TestHostileAmongInnocent(t *testing.T) {
 	t.Parallel()
-	p := startPool(t, Config{Workers: 2})
+	p := shared
 	var innocent []string
 	for i := range 20 {
 		innocent = append(innocent, fmt.Sprintf("select a%d, 'secret %d' from s%d.t where x = %d order by 1", i, i, i, i))
 	}
+	fresh := freshAnswers(t, append(innocent, canary)...)
+	// The pool serves nothing unless every worker's answer to the canary is the
+	// one in the source: this says what it is when the grammar changes.
+	if got := digest(fresh[len(innocent)].payload); got != canaryDigest {
+		t.Errorf("canary digest is %s; a new grammar needs a new constant", got)
+	}
 	var want [][]byte
-	for i, f := range freshAnswers(t, innocent...) {
+	for i, f := range fresh[:len(innocent)] {
 		_, tree, err := parseTree(innocent[i], f.payload)
 		r := &Result{}
 		if err = errors.Join(err, r.decode(tree)); err != nil {
@@ -208,6 +212,11 @@ func TestLostWorkerIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	parse(t, p, "select 3")
+	last := awaitIdle(t, p).pid()
+	p.Close()
+	if err := syscall.Kill(last, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("a worker outlived its pool: %v", err)
+	}
 }
 
 func awaitIdle(t *testing.T, p *Pool) *worker {
@@ -298,10 +307,9 @@ func TestLyingWorkerNeverServes(t *testing.T) {
 var errTest = errors.New("the test waited long enough")
 
 func TestWorkerEnvironment(t *testing.T) {
-	t.Setenv("CHAPERONE_TEST_SECRET", "s3cret")
-	p := startPool(t, Config{Workers: 1, Spares: 1})
-	parse(t, p, "select 1")
-	pid := awaitIdle(t, p).pid()
+	t.Parallel()
+	parse(t, shared, "select 1")
+	pid := awaitIdle(t, shared).pid()
 	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil || len(environ) != 0 {
 		t.Errorf("environment %q, %v", environ, err)
@@ -326,10 +334,6 @@ func TestWorkerEnvironment(t *testing.T) {
 			t.Errorf("the worker holds %s", target)
 		}
 	}
-	p.Close()
-	if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
-		t.Errorf("the worker outlived its pool: %v", err)
-	}
 }
 
 func TestConfigRefused(t *testing.T) {
@@ -352,7 +356,7 @@ func canonical(t *testing.T, r *Result) []byte {
 }
 
 func BenchmarkParse(b *testing.B) {
-	p := startPool(b, Config{})
+	p := shared
 	parse(b, p, "select 1")
 	for b.Loop() {
 		parse(b, p, "select id, name, email from customers c where c.id = 7 order by name limit 10")
