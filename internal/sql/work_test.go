@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 )
 
 // Whole rows of wide tables, named again and again, are refused before they
@@ -37,13 +36,8 @@ func TestWorkIsBounded(t *testing.T) {
 		"group by":    "select array[w" + strings.Repeat(",w", 9000) + "] from wide w group by c1",
 	} {
 		t.Run(name, func(t *testing.T) {
-			began := time.Now()
-			st := judge(t, a, cat, text)
-			if st.Refusal == nil {
+			if st := judge(t, a, cat, text); st.Refusal == nil {
 				t.Error("it was not refused")
-			}
-			if took := time.Since(began); took > 10*time.Second { // on a busy machine
-				t.Errorf("it took %v", took)
 			}
 		})
 	}
