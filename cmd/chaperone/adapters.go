@@ -10,7 +10,6 @@ import (
 	"chaperone.dev/chaperone/internal/approval"
 	"chaperone.dev/chaperone/internal/console"
 	"chaperone.dev/chaperone/internal/record"
-	"chaperone.dev/chaperone/internal/session"
 )
 
 // approvalsAPI gives people the approval service, with errors that they can act
@@ -58,14 +57,6 @@ func approvalDenial(id string, err error) error {
 		return err
 	}
 	return d
-}
-
-// sessionsAPI gives people the session registry.
-type sessionsAPI struct{ *session.Registry }
-
-// Kill ends sessions.
-func (s sessionsAPI) Kill(ctx context.Context, which console.Selector, cause string, by access.Principal) (int, error) {
-	return s.Registry.Kill(ctx, session.Selector(which), cause, by)
 }
 
 // recordings gives people the recordings of this replica.

@@ -295,7 +295,7 @@ func (s *server) api(tracer trace.Tracer) http.Handler {
 			p := cfg().People
 			return map[console.Role][]string{console.Reviewer: p.Reviewer, console.Operator: p.Operator, console.Auditor: p.Auditor, console.Viewer: p.Viewer}
 		},
-		Verifier: &s.current, Approvals: approvalsAPI{s.approvals}, Sessions: sessionsAPI{s.sessions}, Recordings: recordings{s.recorder.Reader()},
+		Verifier: &s.current, Approvals: approvalsAPI{s.approvals}, Sessions: s.sessions, Recordings: recordings{s.recorder.Reader()},
 		Recorder: s.recorder, Status: s.status, Logger: s.log, Tracer: tracer,
 	})
 }

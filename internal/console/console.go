@@ -19,6 +19,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/session"
 )
 
 // maxBody bounds a request body.
@@ -61,18 +62,8 @@ type Status struct {
 	Envoys   any    `json:"envoys"`
 }
 
-// A Selector names sessions; members that are set must all match, and All alone
-// matches everything.
-type Selector struct {
-	Session   string `json:"session,omitempty"`
-	Token     string `json:"token,omitempty"`
-	Principal string `json:"principal,omitempty"`
-	User      string `json:"user,omitempty"`
-	Subagent  string `json:"subagent,omitempty"`
-	Workflow  string `json:"workflow,omitempty"`
-	Resource  string `json:"resource,omitempty"`
-	All       bool   `json:"all,omitempty"`
-}
+// A Selector names sessions to end.
+type Selector = session.Selector
 
 // A SessionSummary is one line of a list of sessions.
 type SessionSummary struct {
