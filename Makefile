@@ -38,9 +38,7 @@ lint: tools ## formatting, staticcheck, module files in order
 	@bash -n tools/install && bash -n .ci/run
 
 race: tools ## unit tests with the race detector
-	go test -race -timeout 25m $(filter-out %/internal/sql/parser,$(UNIT))
-	@# By itself: its workers compile the grammar, and its tests wait for them.
-	go test -race -timeout 10m ./internal/sql/parser
+	go test -race -timeout 25m $(UNIT)
 
 e2e: tools build ## the whole product: real Envoy, PostgreSQL, Redis, Dex, psql, curl
 	go test -timeout 25m -count=1 ./e2e/...

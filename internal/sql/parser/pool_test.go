@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -244,10 +245,14 @@ func testSilentWorker(t *testing.T, p *Pool) {
 	if err := syscall.Kill(w.pid(), syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	// The signal is sent, but until every thread has taken it the worker answers.
+	if err := unix.Waitid(unix.P_PID, w.pid(), nil, unix.WSTOPPED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
 	_, err := p.run(mustTake(t, p, w), "select 2")
 	var e *Error
 	if !errors.As(err, &e) || e.SQLState != "54001" {
-		t.Errorf("got %v", err)
+		t.Fatalf("a stopped worker: %v", err)
 	}
 	<-w.ended
 	parse(t, p, "select 3")

@@ -7,11 +7,16 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
 	grammar "github.com/wasilibs/go-pgquery/parser"
 	"google.golang.org/protobuf/proto"
 )
+
+// cpuPerStatement is what the kernel lets a statement use, beyond which the
+// worker dies.
+const cpuPerStatement = 5 * time.Second
 
 // errWorkerSpent ends a worker whose grammar failed.
 var errWorkerSpent = errors.New("the grammar failed: this worker is spent")
@@ -22,6 +27,10 @@ var errWorkerSpent = errors.New("the grammar failed: this worker is spent")
 func Serve(in io.Reader, out io.Writer) error {
 	os.Stdout = os.Stderr // the grammar's own standard output must not reach the frames
 	if err := confine(); err != nil {
+		return fmt.Errorf("confine the parser worker: %w", err)
+	}
+	bound, err := newCPUBound()
+	if err != nil {
 		return fmt.Errorf("confine the parser worker: %w", err)
 	}
 	if f := answer(canary); f.kind != frameTree { // compiles the grammar
@@ -42,7 +51,9 @@ func Serve(in io.Reader, out io.Writer) error {
 		if req.kind != frameParse {
 			return fmt.Errorf("read request: %w: kind %q", errFrame, req.kind)
 		}
-		boundNextStatement()
+		if err := bound.next(cpuPerStatement); err != nil {
+			return err
+		}
 		f := answer(string(req.payload))
 		f.id = req.id
 		if err := writeFrame(out, f); err != nil {
