@@ -48,12 +48,13 @@ policies:`
 
 // A bench is everything that the benchmark runs on.
 type bench struct {
-	site  *demo.Site
-	alone *alone
-	token string
-	http  *httpLoad
-	disk  fsyncTimes
-	table *table
+	site       *demo.Site
+	alone      *alone
+	authorizer int // process
+	token      string
+	http       *httpLoad
+	disk       fsyncTimes
+	table      *table
 }
 
 // BenchmarkGateway measures what the gateway costs beside an Envoy alone, on
@@ -65,6 +66,9 @@ func BenchmarkGateway(b *testing.B) {
 		s.table.round++
 		b.Run("http/"+baseline, func(b *testing.B) {
 			s.requests(b, s.alone.pids(), s.alone.url+"/customers/", true)
+		})
+		b.Run("http/decide", func(b *testing.B) {
+			s.requests(b, pids{envoy: s.alone.pids().envoy, serve: s.authorizer}, s.alone.deciding+"/customers/", true)
 		})
 		b.Run("http/decide+record", func(b *testing.B) {
 			s.requests(b, s.pids(b), s.site.URL()+"/http/plain/customers/", true)
@@ -132,6 +136,7 @@ func newBench(b *testing.B) *bench {
 	}
 	b.Cleanup(s.http.close)
 	s.pgbenchTables(b)
+	s.authorizer = startAuthorizer(b, s.site)
 	s.alone = startAlone(b, s.site)
 	if s.disk, err = measureFsync(filepath.Join(s.site.Dir, "data", "recordings")); err != nil {
 		b.Fatal(err)

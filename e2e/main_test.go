@@ -23,6 +23,10 @@ import (
 var program string
 
 func TestMain(m *testing.M) {
+	if config := os.Getenv(authorizerVariable); config != "" {
+		fmt.Fprintln(os.Stderr, "authorizer:", authorize(config))
+		os.Exit(1)
+	}
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "e2e")
 		if err != nil {
