@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -41,6 +42,21 @@ func TestCheckLive(t *testing.T) {
 	})
 }
 
+// scrape reads the metrics.
+func scrape(ctx context.Context, s *demo.Site) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:"+strconv.Itoa(s.MetricsPort)+"/metrics", nil)
+	if err != nil {
+		return "", err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	return string(b), err
+}
+
 // TestMetrics: what operators alarm on is there, and no secret or token is.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
@@ -51,13 +67,8 @@ func TestMetrics(t *testing.T) {
 	}
 	text := ""
 	eventually(t, func() error { // a response is counted when it is over, which may be after the client has it
-		res, err := http.Get("http://127.0.0.1:" + strconv.Itoa(s.MetricsPort) + "/metrics")
-		if err != nil {
-			return err
-		}
-		defer res.Body.Close()
-		b, err := io.ReadAll(res.Body)
-		text = string(b)
+		var err error
+		text, err = scrape(t.Context(), s)
 		for _, name := range []string{"chaperone_xds_nacks_total", "chaperone_record_available 1", "chaperone_extauthz_checks_total", "chaperone_identity_tokens_total", "chaperone_tap_responses_total"} {
 			if !strings.Contains(text, name) {
 				err = errors.Join(err, errors.New("the metrics lack "+name))
