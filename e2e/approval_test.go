@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -117,6 +118,52 @@ func TestOnlyAReviewerGrants(t *testing.T) {
 	}
 	if got := status(t, s, "22"); got == "stolen" {
 		t.Error("it ran")
+	}
+}
+
+// TestHeldClientIsReminded: at once, and again every 15 seconds.
+func TestHeldClientIsReminded(t *testing.T) {
+	t.Parallel()
+	s := site(t)
+	config, err := pgx.ParseConfig(s.DSN(token(t, s, demo.Ada)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	type notice struct {
+		at time.Time
+		id string
+	}
+	notices := make(chan notice, 8)
+	config.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		notices <- notice{time.Now(), requestID.FindString(n.Message)}
+	}
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	began, ended := time.Now(), make(chan error, 1)
+	go func() {
+		_, err := conn.Exec(context.Background(), "update orders set status = 'reminded' where id = 23")
+		ended <- err
+	}()
+	first, second, third := <-notices, <-notices, <-notices
+	if first.id == "" || second.id != first.id || third.id != first.id {
+		t.Errorf("the notices name %q, %q and %q", first.id, second.id, third.id)
+	}
+	if at := first.at.Sub(began); at > 10*time.Second {
+		t.Errorf("the first came after %s", at)
+	}
+	for _, gap := range []time.Duration{second.at.Sub(first.at), third.at.Sub(second.at)} {
+		if gap < 13*time.Second || gap > 25*time.Second { // a busy machine brings one late, and then the next early
+			t.Errorf("%s lay between two of them", gap)
+		}
+	}
+	if out, err := cli(t, s, person(t, s, demo.Grace), "approvals", "refuse", first.id); err != nil {
+		t.Fatalf("refuse: %v\n%s", err, out)
+	}
+	if err := <-ended; err == nil {
+		t.Error("a refused statement ran")
 	}
 }
 
