@@ -15,8 +15,8 @@ import (
 	"cel.dev/cel-go/parser"
 )
 
-// A condition is one compiled CEL expression. It is immutable: cheap and
-// explain only put off work that few conditions need, until first asked.
+// A condition is one compiled CEL expression. It is immutable: cheap,
+// conjuncts and explain only put off work that few conditions need.
 type condition struct {
 	source    string
 	site      site
@@ -24,9 +24,9 @@ type condition struct {
 	always    bool        // the literal true
 	cheap     func() bool // whether it cannot exceed maxCost on a small request
 	program   cel.Program // nil when always
-	conjuncts []conjunct
+	conjuncts func() []conjunct
 	literals  []string // string constants in it
-	checked   *cel.Ast
+	checked   *ast.AST
 	explain   func() (cel.Program, error)
 }
 
@@ -59,30 +59,30 @@ type conditionFault struct {
 // compile checks text for the site that it stands at. On faults the condition
 // is nil.
 func (env *environment) compile(s site, text string) (*condition, []conditionFault) {
-	parsed, issues := env.sites[s].Parse(text)
-	if issues.Err() != nil {
-		return nil, issueFaults(issues.Errors(), nil, s, env.vocabulary)
+	language := env.sites[s]
+	parsed, source, found := language.parse(text)
+	if found != nil {
+		return nil, issueFaults(found, nil, s, env.vocabulary)
 	}
-	check := &checker{vocabulary: env.vocabulary, info: parsed.NativeRep().SourceInfo()}
-	check.visit(parsed.NativeRep().Expr())
+	check := &checker{vocabulary: env.vocabulary, info: parsed.SourceInfo()}
+	check.visit(parsed.Expr())
 	if check.reads.has(readsSQL) && check.reads.has(readsHTTP) {
 		check.whole("no request is both sql and http; write two rules")
 	}
-	checked, issues := env.sites[s].Check(parsed)
-	if issues.Err() != nil {
-		return nil, append(issueFaults(issues.Errors(), parsed.NativeRep(), s, env.vocabulary), check.faults...)
+	checked, found := language.check(parsed, source)
+	if found != nil {
+		return nil, append(issueFaults(found, parsed, s, env.vocabulary), check.faults...)
 	}
-	tree := checked.NativeRep()
-	if !checked.OutputType().IsExactType(cel.BoolType) {
-		check.whole("must be true or false, not %s; compare it with something", checked.OutputType())
+	if kind := checked.GetType(checked.Expr().ID()); !kind.IsExactType(cel.BoolType) {
+		check.whole("must be true or false, not %s; compare it with something", kind)
 	}
 	if len(check.faults) > 0 {
 		return nil, check.faults
 	}
 	c := &condition{source: text, site: s, reads: check.reads, literals: check.literals, checked: checked}
-	c.conjuncts = conjunctsOf(tree)
-	c.always = tree.Expr().Kind() == ast.LiteralKind && tree.Expr().AsLiteral() == types.True
-	program, err := env.sites[s].Program(checked, cel.EvalOptions(cel.OptOptimize), cel.CustomDecoratorV2(loadZones))
+	c.conjuncts = sync.OnceValue(func() []conjunct { return conjunctsOf(checked) })
+	c.always = checked.Expr().Kind() == ast.LiteralKind && checked.Expr().AsLiteral() == types.True
+	program, err := language.env.PlanProgram(checked, cel.EvalOptions(cel.OptOptimize), cel.CustomDecoratorV2(loadZones))
 	if err != nil {
 		return nil, []conditionFault{{message: err.Error()}}
 	}
@@ -90,16 +90,12 @@ func (env *environment) compile(s site, text string) (*condition, []conditionFau
 		c.program = program
 	}
 	c.explain = sync.OnceValues(func() (cel.Program, error) {
-		return env.sites[s].Program(checked, cel.EvalOptions(cel.OptExhaustiveEval), cel.CustomDecoratorV2(loadZones))
+		return language.env.PlanProgram(checked, cel.EvalOptions(cel.OptExhaustiveEval), cel.CustomDecoratorV2(loadZones))
 	})
 	c.cheap = sync.OnceValue(func() bool {
 		// A body has no bounded size, and the estimator follows a dynamic value
 		// into every shape that it could have.
-		if c.reads.has(readsBody) {
-			return false
-		}
-		estimate, err := env.sites[s].EstimateCost(checked, smallRequest{})
-		return err == nil && estimate.Max <= maxCost
+		return !c.reads.has(readsBody) && language.cheap(checked)
 	})
 	return c, nil
 }

@@ -51,7 +51,7 @@ func TestConjuncts(t *testing.T) {
 		t.Fatal(faults)
 	}
 	var got []string
-	for _, term := range c.conjuncts {
+	for _, term := range c.conjuncts() {
 		got = append(got, term.text)
 	}
 	want := `sql.read_only; sql.ddl || sql.locks; !(sql.session && sql.has_where); sql.tables.all(t, t == "a")`

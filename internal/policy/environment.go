@@ -57,7 +57,7 @@ func (s site) String() string {
 type environment struct {
 	vocabulary *vocabulary
 	box        boxer
-	sites      [3]*cel.Env
+	sites      [3]*language
 	tracker    *cost.Tracker
 }
 
@@ -76,14 +76,9 @@ func newEnvironment() (*environment, error) {
 		ext.Sets(),
 		ext.Network(),
 		cel.CustomTypeProvider(newProvider(registry, v)), // after the libraries, which add their types to registry
-		cel.EnableMacroCallTracking(),                    // hints quote conditions as they were written
 		cel.CrossTypeNumericComparisons(true),
 		cel.DefaultUTCTimeZone(true),
 		cel.CostModelVersion(1),
-		cel.ParserExpressionSizeLimit(maxConditionSize),
-		cel.ParserRecursionLimit(maxConditionDepth),
-		cel.ParserErrorRecoveryLimit(5),
-		cel.ExpressionNodeLimit(maxConditionNodes),
 		cel.RegexProgramSizeLimit(maxRegexProgram),
 		cel.ASTValidators(
 			cel.ValidateDurationLiterals(),
@@ -98,12 +93,13 @@ func newEnvironment() (*environment, error) {
 	}
 	env := &environment{vocabulary: v, box: newBoxer(base.CELTypeAdapter(), v)}
 	for s := range env.sites {
-		if env.sites[s], err = base.Extend(v.declarations(site(s))...); err != nil {
+		extended, err := base.Extend(v.declarations(site(s))...)
+		if err != nil {
 			return nil, fmt.Errorf("condition language: %w", err)
 		}
-		// CEL builds what it suggests for misspelt names when it first needs it,
-		// and reads it unguarded elsewhere; loading compiles in parallel.
-		env.sites[s].Compile("misspelt.name")
+		if env.sites[s], err = newLanguage(extended); err != nil {
+			return nil, fmt.Errorf("condition language: %w", err)
+		}
 	}
 	if env.tracker, err = newTracker(base); err != nil {
 		return nil, fmt.Errorf("condition cost: %w", err)

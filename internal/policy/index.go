@@ -36,8 +36,7 @@ func requirementOf(c *condition) requirement {
 	if c.always {
 		return requirement{}
 	}
-	tree := c.checked.NativeRep()
-	return requirementIn(tree.Expr(), tree.SourceInfo())
+	return requirementIn(c.checked.Expr(), c.checked.SourceInfo())
 }
 
 // requirementIn follows CEL's logic: a false term makes && false even when the

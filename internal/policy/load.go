@@ -67,7 +67,11 @@ func load(fsys fs.FS, shown func(string) string) (*Set, error) {
 		if total += len(data); total > maxTotalBytes {
 			return nil, fmt.Errorf("read policies: they are larger than %d bytes together", maxTotalBytes)
 		}
-		l.decode(shown(name), data)
+		l.files = append(l.files, &loadedFile{name: shown(name), data: data})
+	}
+	eachInParallel(l.files, (*loadedFile).decode)
+	for _, f := range l.files {
+		l.faults = append(l.faults, f.faults...)
 	}
 	l.uniqueNames()
 	l.compileAll()
@@ -140,7 +144,9 @@ type loadedFile struct {
 	name   string
 	policy policyFile
 	doc    *strictyaml.Document
-	lines  [][]rune
+	data   []byte
+	faults strictyaml.Faults // of everything but conditions
+	lines  [][]rune          // of data, once a position is asked for
 }
 
 // The same condition text is compiled once, however many policies hold it.
@@ -154,21 +160,35 @@ type compiled struct {
 	faults    []conditionFault
 }
 
-func (l *loader) decode(name string, data []byte) {
-	f := &loadedFile{name: name, lines: splitLines(data)}
+// decode reads the file, but does not compile what it holds.
+func (f *loadedFile) decode() {
 	var faults strictyaml.Faults
-	f.doc, faults = strictyaml.Decode(name, data, &f.policy)
-	l.faults = append(l.faults, faults...)
+	f.doc, faults = strictyaml.Decode(f.name, f.data, &f.policy)
+	f.faults = append(f.faults, faults...)
 	undecoded := map[string]bool{}
 	for _, fault := range faults {
 		undecoded[fault.Path] = true
 	}
-	if !undecoded[""] { // else there is no document to speak of
-		v := newValidator(f.doc)
-		v.policy(&f.policy)
-		l.faults = append(l.faults, slices.DeleteFunc(v.faults, func(fault strictyaml.Fault) bool { return undecoded[fault.Path] })...)
+	if undecoded[""] { // there is no document to speak of
+		return
 	}
-	l.files = append(l.files, f)
+	v := newValidator(f.doc)
+	v.policy(&f.policy)
+	f.faults = append(f.faults, slices.DeleteFunc(v.faults, func(fault strictyaml.Fault) bool { return undecoded[fault.Path] })...)
+}
+
+// eachInParallel calls do for every item, on all processors.
+func eachInParallel[T any](items []T, do func(T)) {
+	var workers sync.WaitGroup
+	size := max(1, (len(items)+runtime.GOMAXPROCS(0)-1)/runtime.GOMAXPROCS(0))
+	for part := range slices.Chunk(items, size) {
+		workers.Go(func() {
+			for _, item := range part {
+				do(item)
+			}
+		})
+	}
+	workers.Wait()
 }
 
 func (l *loader) uniqueNames() {
@@ -212,20 +232,16 @@ func (l *loader) compileAll() {
 			}
 		})
 	}
-	var workers sync.WaitGroup
-	chunk := max(1, (len(keys)+runtime.GOMAXPROCS(0)-1)/runtime.GOMAXPROCS(0))
-	for part := range slices.Chunk(keys, chunk) {
-		workers.Go(func() {
-			for _, key := range part {
-				c := l.conditions[key]
-				c.condition, c.faults = l.compile(key)
-			}
-		})
-	}
-	workers.Wait()
+	eachInParallel(keys, func(key conditionKey) {
+		c := l.conditions[key]
+		c.condition, c.faults = l.compile(key)
+	})
 	for _, f := range l.files {
 		f.eachCondition(func(s site, src *source, path string) {
 			for _, fault := range l.conditions[conditionKey{s, src.text}].faults {
+				if f.lines == nil {
+					f.lines = splitLines(f.data)
+				}
 				at := src.position(f.name, f.lines, fault.line, fault.column)
 				l.faults = append(l.faults, strictyaml.Fault{Position: at, Path: path, Message: fault.message})
 			}

@@ -115,8 +115,9 @@ func (e *evaluation) conjuncts(c *condition) []conjunctOutcome {
 	if e.spent > maxDecisionCost {
 		return nil
 	}
-	outcomes := make([]conjunctOutcome, 0, len(c.conjuncts))
-	for _, term := range c.conjuncts {
+	terms := c.conjuncts()
+	outcomes := make([]conjunctOutcome, 0, len(terms))
+	for _, term := range terms {
 		v, found := details.State().Value(term.id)
 		if !found {
 			return nil
