@@ -77,10 +77,10 @@ func (a *Analyzer) judge(ctx context.Context, text string, cat *catalog.Snapshot
 	if len(list) == 1 {
 		return a.judgeOne(ctx, text, cat, parsed, list[0].GetStmt())
 	}
-	all := &Statement{Text: text, Refusal: &Refusal{
-		Reason: access.Unsupported, SQLState: "0A000",
-		Message: fmt.Sprintf("%d statements in one message are not handled by the gateway", len(list)),
-		Hint:    "Send one statement at a time.",
+	all := &Statement{Text: text, Parts: partsOf(text, list), Refusal: &Refusal{
+		Reason: access.Unsupported, SQLState: "42601",
+		Message: fmt.Sprintf("cannot insert multiple commands into a prepared statement (there are %d)", len(list)),
+		Hint:    "Prepare one statement at a time, or send them together in the simple protocol.",
 	}}
 	for _, raw := range list {
 		st, err := a.judgeOne(ctx, text, cat, parsed, raw.GetStmt())
@@ -93,6 +93,22 @@ func (a *Analyzer) judge(ctx context.Context, text string, cat *catalog.Snapshot
 	all.Action.Command, all.Action.ReadOnly, all.Action.HasWhere = "", false, false
 	all.Action.Unknown = append(all.Action.Unknown, "more than one statement")
 	return all, nil
+}
+
+// partsOf cuts a message where the server does.
+func partsOf(text string, list []*pg.RawStmt) []Part {
+	parts := make([]Part, len(list))
+	for i, raw := range list {
+		start, end := int(raw.GetStmtLocation()), len(text)
+		if n := int(raw.GetStmtLen()); n > 0 {
+			end = start + n
+		}
+		whole := text[start:end]
+		trimmed := strings.TrimLeft(whole, " \t\r\n\f\v")
+		start += len(whole) - len(trimmed)
+		parts[i] = Part{Text: trimmed, Offset: charPosition(text, int32(start)) - 1}
+	}
+	return parts
 }
 
 func together(a, b access.SQL) access.SQL {

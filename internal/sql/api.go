@@ -51,8 +51,18 @@ type Statement struct {
 	Setting     *Setting
 	Parameters  int  // the highest $n
 	ReturnsRows bool // a SELECT, or a change with RETURNING
+	// Parts are the statements of a message that has more than one, in order.
+	// Such a message is refused as one statement; each part can be analyzed and
+	// run by itself.
+	Parts []Part
 
 	body *body // the bound tree, for Mask
+}
+
+// A Part is one of several statements in a message.
+type Part struct {
+	Text   string
+	Offset int // characters before it in the message
 }
 
 // A TransactionCommand is what a KindTransaction statement does.

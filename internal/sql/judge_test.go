@@ -2,6 +2,7 @@ package sql
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -227,7 +228,7 @@ func TestRefusals(t *testing.T) {
 		{"forward cte", "with a as (select * from b), b as (select 1) select 1 from a", access.Unreadable, "42P01", `"b"`, 26},
 		{"recursive later", "with recursive a as (select * from b), b as (select id from orders) select * from a", access.Unsupported, "0A000", "named before it is written", 36},
 		{"self cte", "with recursive a as (select * from a) select 1 from a", access.Unreadable, "42P19", "recursive", 36},
-		{"two statements", "select 1; drop table orders", access.Unsupported, "0A000", "2 statements", 0},
+		{"two statements", "select 1; drop table orders", access.Unsupported, "42601", "multiple commands", 0},
 		{"copy", "copy customers to stdout", access.Unsupported, "0A000", "COPY", 0},
 		{"copy query", "copy (select ssn from customers) to stdout", access.Unsupported, "0A000", "COPY", 0},
 		{"prepare", "prepare p as select 1", access.Unsupported, "0A000", "PREPARE", 0},
@@ -284,6 +285,30 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("%s: kind %d, action %+v", c.text, st.Kind, st.Action)
 			}
 		})
+	}
+}
+
+// A message is cut into its statements where the server cuts it.
+func TestParts(t *testing.T) {
+	t.Parallel()
+	a, cat := newTestAnalyzer(t), testCatalog(t)
+	for text, want := range map[string][]Part{
+		"select 1":                      nil,
+		"select 1;":                     nil,
+		";; select 1 ;;":                nil,
+		"select 1; select 2":            {{"select 1", 0}, {"select 2", 10}},
+		"select 'é;';\n\t select 2 ;  ": {{"select 'é;'", 0}, {"select 2 ", 15}},
+		"/* ; */ select 1; -- ;\nbegin": {{"/* ; */ select 1", 0}, {"-- ;\nbegin", 18}},
+	} {
+		st := judge(t, a, cat, text)
+		if !slices.Equal(st.Parts, want) {
+			t.Errorf("%q\n got %+v\nwant %+v", text, st.Parts, want)
+		}
+		for _, part := range st.Parts {
+			if alone := judge(t, a, cat, part.Text); alone.Refusal != nil || len(alone.Parts) != 0 {
+				t.Errorf("%q: %+v", part.Text, alone)
+			}
+		}
 	}
 }
 

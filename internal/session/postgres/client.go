@@ -85,6 +85,11 @@ func (s *session) recordBefore(ctx context.Context) error {
 	if len(events) == 0 {
 		return nil
 	}
+	if s.current != nil {
+		s.responses = s.current.takeRows(s, s.responses)
+	}
+	events = append(s.responses, events...) // in the order in which it happened
+	s.responses = nil
 	return s.append(ctx, access.Synced, events)
 }
 

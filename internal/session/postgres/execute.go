@@ -13,8 +13,9 @@ import (
 	"chaperone.dev/chaperone/internal/access"
 )
 
-// query serves the simple protocol. Towards the target it is one Parse, Bind,
-// Describe, Execute and Sync; the client sees a simple answer.
+// query serves the simple protocol. Towards the target each statement is one
+// Parse, Bind, Describe and Execute, with a Sync after the last; the client sees
+// a simple answer.
 func (s *session) query(ctx context.Context, body []byte) error {
 	if len(body) == 0 || bytes.IndexByte(body, 0) != len(body)-1 {
 		return s.inboxFault(ctx, malformed("Query"))
@@ -26,11 +27,47 @@ func (s *session) query(ctx context.Context, body []byte) error {
 	}
 	s.forget("")
 	delete(s.portals, "")
-	st := &statement{text: string(body[:len(body)-1])}
-	if err := s.runPortal(ctx, &portal{statement: st, types: s.types}, 0, true); err != nil {
+	statements, err := s.statementsOf(ctx, string(body[:len(body)-1]))
+	if err != nil {
 		return err
 	}
+	for i, st := range statements {
+		p := &portal{statement: st, types: s.types, last: i == len(statements)-1}
+		if err := s.runPortal(ctx, p, 0, true); err != nil {
+			return err
+		}
+		if !p.last { // its outcome decides whether the next one counts
+			if err := s.drain(ctx); err != nil {
+				return err
+			}
+		}
+		if s.discarding {
+			break
+		}
+	}
 	return s.sync(ctx)
+}
+
+// statementsOf cuts a message into its statements. Towards the target they
+// become a pipeline with one Sync, which has the same implicit transaction.
+func (s *session) statementsOf(ctx context.Context, text string) ([]*statement, error) {
+	whole := &statement{text: text, count: 1}
+	if err := s.renewResource(); err != nil {
+		return nil, err
+	}
+	if r := s.analyze(ctx, whole, false); r != nil {
+		whole.fault = r // told when it is its turn, and not tried again
+		return []*statement{whole}, nil
+	}
+	parts := whole.judged.Parts
+	if len(parts) == 0 {
+		return []*statement{whole}, nil
+	}
+	statements := make([]*statement, len(parts))
+	for i, part := range parts {
+		statements[i] = &statement{text: part.Text, offset: part.Offset, count: len(parts)}
+	}
+	return statements, nil
 }
 
 // runPortal takes one execution from the judge to the target. When it returns
@@ -186,8 +223,13 @@ func (s *session) executed(st step, typ byte, body []byte) {
 	}
 }
 
-// complete shows the end of an execution.
+// complete shows the end of an execution. The last of a simple query is shown
+// when its transaction is done: it may still fail there.
 func (s *session) complete(e *execution, typ byte, body []byte) {
+	if e.portal.last && s.committing == nil {
+		s.committing, e.withheld, e.tag = e, typ, slices.Clone(body)
+		return
+	}
 	tag := ""
 	switch typ {
 	case 'C':

@@ -109,9 +109,10 @@ CREATE TABLE notes (id int PRIMARY KEY, body text UNIQUE);
 CREATE TABLE parents (id int PRIMARY KEY);
 CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents ON DELETE CASCADE);
 INSERT INTO parents VALUES (1); INSERT INTO children SELECT i, 1 FROM generate_series(1, 50) i;
+CREATE TABLE deferred (id int, parent int REFERENCES parents DEFERRABLE INITIALLY DEFERRED);
 CREATE FUNCTION talk() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE NOTICE 'heard' USING DETAIL = 'secret detail', HINT = 'secret hint'; RETURN 1; END $$;
 GRANT SELECT (id, name, email, card), UPDATE, INSERT, DELETE ON customers TO app;
-GRANT SELECT, INSERT, UPDATE, DELETE ON orders, notes, parents, children TO app;
+GRANT SELECT, INSERT, UPDATE, DELETE ON orders, notes, parents, children, deferred TO app;
 GRANT SELECT ON customers, orders TO nosy;
 `
 
@@ -330,16 +331,26 @@ func (plainAnalyzer) Analyze(ctx context.Context, text string, _ *catalog.Snapsh
 	case trimmed == "" || strings.HasPrefix(trimmed, "--"):
 		st.Kind = sql.KindEmpty
 	case strings.Contains(trimmed, ";"):
-		refused("several statements in one message are not supported")
+		refused("cannot insert multiple commands into a prepared statement")
+		at := 0
+		for part := range strings.SplitSeq(trimmed, ";") {
+			if left := strings.TrimLeft(part, " "); left != "" {
+				st.Parts = append(st.Parts, sql.Part{Text: left, Offset: at + len(part) - len(left)})
+			}
+			at += len(part) + 1
+		}
 	case slices.Contains([]string{"SELECT", "VALUES", "WITH", "TABLE"}, word):
 		st.Kind, st.ReturnsRows, st.Action.ReadOnly = sql.KindQuery, true, true
 	case slices.Contains([]string{"INSERT", "UPDATE", "DELETE"}, word):
 		st.Kind, st.ReturnsRows = sql.KindChange, strings.Contains(strings.ToUpper(text), "RETURNING")
-	case slices.Contains([]string{"BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT"}, word):
+	case slices.Contains([]string{"BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "END", "ABORT", "START"}, word):
 		st.Kind, st.Action.ReadOnly, st.Action.Session = sql.KindTransaction, true, true
 	case word == "SET" || word == "SHOW":
 		st.Kind, st.Action.ReadOnly, st.Action.Session = sql.KindSetting, true, true
-		st.Setting = &sql.Setting{Name: strings.Fields(trimmed)[1], Show: word == "SHOW"}
+		st.Setting = &sql.Setting{Name: strings.Fields(trimmed)[1], Show: word == "SHOW", Local: strings.HasPrefix(trimmed, "set local")}
+		if strings.HasPrefix(trimmed, "set transaction") {
+			st.Kind, st.Transaction, st.Setting = sql.KindTransaction, sql.TxSet, nil
+		}
 	case slices.Contains([]string{"COPY", "PREPARE", "DO", "DECLARE"}, word):
 		refused(word + " is not supported")
 	case word == "PANIC":

@@ -236,7 +236,7 @@ func (s *session) leaveOpen(ctx context.Context, id string) {
 // them now.
 func (s *session) heldSettings(ctx context.Context, v *verdict) (map[string]string, *refusal, error) {
 	settings := map[string]string{"database": s.resource.Database, "role": s.resource.User}
-	if s.status == statusFailed || s.skipping {
+	if s.failed() || s.skipping {
 		return nil, s.notHeld(v, access.ApprovalRequired, "this needs an approval, and the transaction has failed already", "roll back first"), nil
 	}
 	rows, err := s.own(ctx, settingsQuery(), s.status == statusIdle && !s.dirty)

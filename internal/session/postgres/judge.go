@@ -22,6 +22,10 @@ type statement struct {
 	text   string
 	types  []uint32 // as the client gave them
 
+	offset int      // characters before it in its message
+	count  int      // statements in its message; 0 is one
+	fault  *refusal // it was tried to be read already
+
 	// As last judged.
 	judged   *sql.Statement
 	analyzer Analyzer
@@ -59,6 +63,7 @@ type portal struct {
 	rows       int64  // already sent
 	size       int    // of the values
 	suspended  bool   // the last Execute stopped at its row count
+	last       bool   // of a simple query
 	granted    string // digest of the grant that the suspended execution used
 }
 
@@ -111,6 +116,7 @@ type verdict struct {
 	decision access.Decision
 	asked    bool // policy was: decision is its answer
 	empty    bool // there is no statement in it
+	offset   int  // characters before it in its message
 	refused  *refusal
 }
 
@@ -127,7 +133,7 @@ func (s *session) judge(ctx context.Context, st *statement, id string, params []
 	if err := s.renewResource(); err != nil {
 		return nil, err
 	}
-	v := &verdict{request: access.Request{
+	v := &verdict{offset: st.offset, request: access.Request{
 		ID: id, Session: s.info.ID, Time: s.deps.Clock(), Principal: s.info.Principal, Resource: s.resource.Access,
 	}}
 	v.request.Action.SQL = &access.SQL{Text: st.text, Unknown: []string{"not analyzed"}}
@@ -144,6 +150,7 @@ func (s *session) judge(ctx context.Context, st *statement, id string, params []
 	}
 	action := st.judged.Action
 	action.Text, action.Parameters, action.InTransaction = st.text, params, s.inTransaction()
+	action.Statements = max(action.Statements, st.count)
 	if len(action.SearchPath) == 0 {
 		action.SearchPath = st.view.snapshot.SearchPath()
 	}
@@ -177,6 +184,9 @@ func (s *session) renewResource() error {
 
 // analyze has st judged against the current catalog, unless it was already.
 func (s *session) analyze(ctx context.Context, st *statement, fresh bool) *refusal {
+	if st.fault != nil {
+		return st.fault
+	}
 	if !utf8.ValidString(st.text) { // what is recorded must be what is forwarded
 		r := refuse(s.newDenial(access.Unreadable, "the statement is not valid UTF-8"), "encoding")
 		r.state = sqlstateEncoding
@@ -264,7 +274,9 @@ func (s *session) judgeRefused(v *verdict, r *sql.Refusal) *refusal {
 	if r.SQLState != "" {
 		refused.state = r.SQLState
 	}
-	refused.position = r.Position
+	if r.Position > 0 {
+		refused.position = r.Position + v.offset
+	}
 	return refused
 }
 

@@ -91,7 +91,7 @@ const changesQuery = `SELECT COALESCE(pg_catalog.sum(n_tup_ins OPERATOR(pg_catal
 
 // countBefore notes how much the transaction has changed already.
 func (s *session) countBefore(ctx context.Context, e *execution) (*refusal, error) {
-	if s.status == statusFailed {
+	if s.failed() {
 		return nil, nil // the target refuses it anyway
 	}
 	changed, r, err := s.changes(ctx, e)

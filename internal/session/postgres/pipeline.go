@@ -287,6 +287,10 @@ func (s *session) targetError(ctx context.Context, body []byte) error {
 			exec = st.exec
 		}
 	}
+	if exec == nil {
+		exec = s.committing
+	}
+	s.committing = nil
 	s.dropToSync()
 	s.skipping, s.discarding = true, true
 	if own != nil {
@@ -333,7 +337,7 @@ func (s *session) shownError(e *pgproto3.ErrorResponse, st *statement) *pgproto3
 		filterError(&shown)
 	}
 	if shown.Position > 0 && st != nil && st.forward != nil {
-		shown.Position = int32(st.forward.ClientPosition(int(shown.Position)))
+		shown.Position = int32(st.forward.ClientPosition(int(shown.Position)) + st.offset)
 	}
 	return &shown
 }
@@ -382,6 +386,10 @@ func (s *session) parameterStatus(body []byte) error {
 
 // readyForQuery ends a cycle: the target's word on the transaction counts.
 func (s *session) readyForQuery(ctx context.Context, st step, status byte) error {
+	if e := s.committing; e != nil {
+		s.complete(e, e.withheld, e.tag)
+		s.committing = nil
+	}
 	s.status, s.ran, s.dirty, s.skipping, s.discarding = status, false, false, false, false
 	if status == statusIdle {
 		clear(s.portals) // they ended with their transaction
@@ -396,7 +404,7 @@ func (s *session) readyForQuery(ctx context.Context, st step, status byte) error
 // poison makes the target's transaction fail when there is one, so that a
 // denial within it has the effect of any other error.
 func (s *session) poison(ctx context.Context) error {
-	if s.skipping || s.status == statusFailed || s.status == statusIdle && !s.ran {
+	if s.skipping || s.failed() || s.status == statusIdle && !s.ran {
 		return nil
 	}
 	if err := s.stage(ctx, step{kind: stepPoison}, &pgproto3.Parse{Name: poisonName, Query: poisonText}); err != nil {
@@ -404,6 +412,10 @@ func (s *session) poison(ctx context.Context) error {
 	}
 	return s.drain(ctx)
 }
+
+// failed reports whether the client is known to be in a failed transaction,
+// where the target takes nothing but its end.
+func (s *session) failed() bool { return s.status == statusFailed && !s.ran }
 
 // The states of ReadyForQuery.
 const (

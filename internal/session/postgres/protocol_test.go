@@ -58,7 +58,6 @@ func TestSimpleProtocol(t *testing.T) {
 				{"error in transaction", "select nothing", []string{"ERROR 42703", "ready E"}},
 				{"failed transaction", "select 1 as one", []string{"ERROR 25P02", "ready E"}},
 				{"rollback", "rollback", []string{"ROLLBACK", "ready I"}},
-				{"two statements", "select 1; select 2", []string{"ERROR 0A000", "ready I"}},
 				{"copy", "copy orders to stdout", []string{"ERROR 0A000", "ready I"}},
 				{"prepare", "prepare p as select 1", []string{"ERROR 0A000", "ready I"}},
 				{"do", "do $$ begin end $$", []string{"ERROR 0A000", "ready I"}},

@@ -42,6 +42,9 @@ type session struct {
 	responses []access.Event // recorded before out is written
 	torn      bool           // a write broke off: not even a farewell fits
 	current   *execution     // whose rows are arriving
+	// committing is the last execution of a simple query, until its transaction
+	// is done.
+	committing *execution
 
 	// Towards the target.
 	steps    []step
