@@ -63,13 +63,25 @@ func TestKill(t *testing.T) {
 			t.Errorf("got %s", got)
 		}
 	})
+	t.Run("a disk that is busy", func(t *testing.T) {
+		w := g.wire(t)
+		g.recorder.onAppend(func(_ access.Durability, evs []access.Event) {
+			if evs[0].Denied != nil { // what farewell writes before it tells the client
+				<-time.After(2 * killGrace)
+			}
+		})
+		g.registry.kill()
+		if got := line(w.receive()); got != "FATAL 57P01" {
+			t.Errorf("got %s", got)
+		}
+	})
 	t.Run("a client that does not read", func(t *testing.T) {
 		w := g.wire(t)
 		w.send(&pgproto3.Query{String: "select repeat('x', 100000), 'stalled-mark' from generate_series(1, 100000)"})
 		eventually(t, "it runs", func() bool { return g.running(t, "stalled-mark") == "1" })
 		begun := time.Now()
 		g.registry.kill()
-		eventually(t, "closed", func() bool { return len(g.registry.causes()) == 3 })
+		eventually(t, "closed", func() bool { return len(g.registry.causes()) == 4 })
 		if took := time.Since(begun); took > 5*time.Second {
 			t.Errorf("closed after %v", took)
 		}

@@ -99,6 +99,13 @@ func (r *recorder) Append(_ context.Context, d access.Durability, evs ...access.
 	return nil
 }
 
+// onAppend runs before each Append from now on.
+func (r *recorder) onAppend(before func(access.Durability, []access.Event)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.before = before
+}
+
 func (r *recorder) fail() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -139,9 +139,11 @@ func (s *session) farewell(ctx context.Context, err error) string {
 	s.out = nil
 	s.torn = s.torn || s.emit(fatal.r.response("FATAL")) != nil
 	if !s.torn {
-		if ctx.Err() == nil {
-			s.conn.SetWriteDeadline(time.Now().Add(farewell))
+		patience := farewell
+		if ctx.Err() != nil {
+			patience = killGrace // counted anew: a busy disk may have used up what watch gave
 		}
+		s.conn.SetWriteDeadline(time.Now().Add(patience))
 		_, werr := s.conn.Write(s.out)
 		s.torn = werr != nil
 	}
