@@ -133,13 +133,15 @@ func rejected(s xds.Status) bool {
 
 func schemaCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:       "schema config|policy|tests",
+		Use:       "schema config|policy|conditions|tests",
 		Short:     "Print a JSON Schema for editors",
 		Example:   "  chaperone schema config > chaperone.schema.json",
-		ValidArgs: []string{"config", "policy", "tests"},
+		ValidArgs: []string{"config", "policy", "conditions", "tests"},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(c *cobra.Command, args []string) error {
-			schema := map[string]func() []byte{"config": config.Schema, "policy": policy.Schema, "tests": policy.TestsSchema}[args[0]]()
+			schema := map[string]func() []byte{
+				"config": config.Schema, "policy": policy.Schema, "conditions": policy.ConditionsSchema, "tests": policy.TestsSchema,
+			}[args[0]]()
 			if !json.Valid(schema) {
 				return errors.New("the schema is not JSON")
 			}

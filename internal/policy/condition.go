@@ -20,6 +20,7 @@ import (
 type condition struct {
 	source    string
 	site      site
+	calls     []*namedCondition // directly
 	reads     reading
 	always    bool        // the literal true
 	cheap     func() bool // whether it cannot exceed maxCost on a small request
@@ -56,48 +57,81 @@ type conditionFault struct {
 	message      string
 }
 
-// compile checks text for the site that it stands at. On faults the condition
-// is nil.
-func (env *environment) compile(s site, text string) (*condition, []conditionFault) {
-	language := env.sites[s]
-	parsed, source, found := language.parse(text)
+// A compiled condition is what became of its text: a condition, or faults. It
+// is neither when the condition calls one that has faults.
+type compiled struct {
+	condition *condition
+	calls     []*namedCondition
+	faults    []conditionFault
+	unparsed  bool
+}
+
+// compile checks text for the site that it stands at; names are the conditions
+// that it may call.
+func (env *environment) compile(s site, text string, names *glossary) *compiled {
+	parsed, source, found := env.sites[s].parse(text)
 	if found != nil {
-		return nil, issueFaults(found, nil, s, env.vocabulary)
+		return &compiled{unparsed: true, faults: issueFaults(found, nil, s, env.vocabulary, nil)}
 	}
+	var x expansion
+	if strings.Contains(text, conditionCall) {
+		x = *expand(parsed, names)
+	}
+	out := &compiled{calls: x.calls, faults: x.faults}
+	if len(x.faults) > 0 || x.broken {
+		return out
+	}
+	checked, check, faults := env.check(s, parsed, source, x.within)
+	if out.faults = faults; len(faults) > 0 {
+		return out
+	}
+	c := &condition{source: text, site: s, calls: x.calls, reads: check.reads, literals: check.literals, checked: checked}
+	if err := c.plan(env.sites[s]); err != nil {
+		out.faults = []conditionFault{{message: err.Error()}}
+		return out
+	}
+	out.condition = c
+	return out
+}
+
+// check finds the types of a parsed condition and what it reads. within names
+// the nodes that stand for a named condition.
+func (env *environment) check(s site, parsed *ast.AST, source common.Source, within map[int64]string) (*ast.AST, *checker, []conditionFault) {
 	check := &checker{vocabulary: env.vocabulary, info: parsed.SourceInfo()}
 	check.visit(parsed.Expr())
 	if check.reads.has(readsSQL) && check.reads.has(readsHTTP) {
 		check.whole("no request is both sql and http; write two rules")
 	}
-	checked, found := language.check(parsed, source)
+	checked, found := env.sites[s].check(parsed, source)
 	if found != nil {
-		return nil, append(issueFaults(found, parsed, s, env.vocabulary), check.faults...)
+		return nil, check, append(issueFaults(found, parsed, s, env.vocabulary, within), check.faults...)
 	}
 	if kind := checked.GetType(checked.Expr().ID()); !kind.IsExactType(cel.BoolType) {
 		check.whole("must be true or false, not %s; compare it with something", kind)
 	}
-	if len(check.faults) > 0 {
-		return nil, check.faults
-	}
-	c := &condition{source: text, site: s, reads: check.reads, literals: check.literals, checked: checked}
-	c.conjuncts = sync.OnceValue(func() []conjunct { return conjunctsOf(checked) })
-	c.always = checked.Expr().Kind() == ast.LiteralKind && checked.Expr().AsLiteral() == types.True
-	program, err := language.env.PlanProgram(checked, cel.EvalOptions(cel.OptOptimize), cel.CustomDecoratorV2(loadZones))
+	return checked, check, check.faults
+}
+
+// plan makes the program of a checked condition, and puts off the rest.
+func (c *condition) plan(language *language) error {
+	c.always = c.checked.Expr().Kind() == ast.LiteralKind && c.checked.Expr().AsLiteral() == types.True
+	program, err := language.env.PlanProgram(c.checked, cel.EvalOptions(cel.OptOptimize), cel.CustomDecoratorV2(loadZones))
 	if err != nil {
-		return nil, []conditionFault{{message: err.Error()}}
+		return err
 	}
 	if !c.always {
 		c.program = program
 	}
+	c.conjuncts = sync.OnceValue(func() []conjunct { return conjunctsOf(c.checked) })
 	c.explain = sync.OnceValues(func() (cel.Program, error) {
-		return language.env.PlanProgram(checked, cel.EvalOptions(cel.OptExhaustiveEval), cel.CustomDecoratorV2(loadZones))
+		return language.env.PlanProgram(c.checked, cel.EvalOptions(cel.OptExhaustiveEval), cel.CustomDecoratorV2(loadZones))
 	})
 	c.cheap = sync.OnceValue(func() bool {
 		// A body has no bounded size, and the estimator follows a dynamic value
 		// into every shape that it could have.
-		return !c.reads.has(readsBody) && language.cheap(checked)
+		return !c.reads.has(readsBody) && language.cheap(c.checked)
 	})
-	return c, nil
+	return nil
 }
 
 // conjunctsOf splits the expression at its outermost &&.
@@ -122,12 +156,16 @@ func conjunctsOf(tree *ast.AST) []conjunct {
 }
 
 // issueFaults turns CEL's findings into faults that say what to write instead.
-func issueFaults(found []*common.Error, parsed *ast.AST, s site, v *vocabulary) []conditionFault {
+// within names the nodes that stand for a named condition.
+func issueFaults(found []*common.Error, parsed *ast.AST, s site, v *vocabulary, within map[int64]string) []conditionFault {
 	var faults []conditionFault
 	for _, e := range found {
 		message := reworded(strings.TrimSuffix(e.Message, " (in container '')"))
 		if parsed != nil {
 			message = clearer(message, e.ExprID, parsed, s, v)
+		}
+		if name, ok := within[e.ExprID]; ok {
+			message = fmt.Sprintf("condition %q: %s", name, message)
 		}
 		line, column := 0, 0
 		if e.Location.Line() > 0 {

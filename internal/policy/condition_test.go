@@ -28,13 +28,13 @@ func TestReadings(t *testing.T) {
 		`principal.user == resource.name`:                0,
 		`has(resource.labels.env)`:                       0,
 	} {
-		c, faults := env.compile(whenSite, text)
+		c, faults := compileText(env, whenSite, text)
 		if len(faults) > 0 || c.reads != want {
 			t.Errorf("%s: reads %b, want %b; %v", text, c.reads, want, faults)
 		}
 	}
 	for _, text := range []string{`.sql == .sql`, `has(.http.body)`, `.http.headers["X-A"] == []`, `.sql.ddl || .http.path == "/"`, `sql["text"] == "x"`} {
-		if c, _ := env.compile(whenSite, text); c != nil {
+		if c, _ := compileText(env, whenSite, text); c != nil {
 			t.Errorf("%s: accepted", text)
 		}
 	}
@@ -46,7 +46,7 @@ func TestConjuncts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, faults := env.compile(whenSite, "sql.read_only\n&& (sql.ddl || sql.locks) && !(sql.session && sql.has_where)\n  && sql.tables.all(t,\n t == 'a')")
+	c, faults := compileText(env, whenSite, "sql.read_only\n&& (sql.ddl || sql.locks) && !(sql.session && sql.has_where)\n  && sql.tables.all(t,\n t == 'a')")
 	if len(faults) > 0 {
 		t.Fatal(faults)
 	}
@@ -92,7 +92,7 @@ func TestCheapConditionsAreCheap(t *testing.T) {
 	}
 	expensive := 0
 	for _, text := range conditionSeeds() {
-		c, faults := env.compile(whenSite, text)
+		c, faults := compileText(env, whenSite, text)
 		if len(faults) > 0 {
 			t.Errorf("%s: %v", text, faults)
 			continue
@@ -169,7 +169,7 @@ func FuzzCondition(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		for s := range env.sites {
-			c, faults := env.compile(site(s), text)
+			c, faults := compileText(env, site(s), text)
 			if (c == nil) != (len(faults) > 0) {
 				t.Fatalf("condition %v with faults %v", c, faults)
 			}

@@ -449,3 +449,9 @@ func TestFaultsOf(t *testing.T) {
 		t.Errorf("faults of %v", err)
 	}
 }
+
+// compileText compiles a condition that calls no other.
+func compileText(env *environment, s site, text string) (*condition, []conditionFault) {
+	c := env.compile(s, text, nil)
+	return c.condition, c.faults
+}

@@ -34,6 +34,7 @@ func TestDocumentationExamples(t *testing.T) {
 	}
 	sites := map[string]site{"cel": whenSite, "cel principal": principalSite, "cel resource": resourceSite}
 	var last *Set
+	var shared []string
 	policies, cases, conditions := 0, 0, 0
 	for _, b := range blocksOf(string(page)) {
 		s, isCondition := sites[b.language]
@@ -41,13 +42,16 @@ func TestDocumentationExamples(t *testing.T) {
 		case isCondition:
 			for text := range strings.SplitSeq(b.text, "\n\n") {
 				conditions++
-				if _, faults := env.compile(s, text); len(faults) > 0 {
+				if _, faults := compileText(env, s, text); len(faults) > 0 {
 					t.Errorf("%s: %v", text, faults)
 				}
 			}
 		case b.language == "yaml" && strings.HasPrefix(b.text, "policy:"):
 			policies++
-			last = mustLoad(t, "example.yaml", b.text)
+			last = mustLoad(t, append(shared, "example.yaml", b.text)...)
+			shared = nil
+		case b.language == "yaml" && strings.HasPrefix(b.text, "conditions:"):
+			shared = []string{conditionsName, b.text} // for the policy after it
 		case b.language == "yaml" && strings.HasPrefix(b.text, "principals:"):
 			report, err := runTests(last, files("tests.yaml", b.text), func(name string) string { return name })
 			if err != nil {
@@ -102,7 +106,7 @@ func TestDocumentationAttributes(t *testing.T) {
 		case strings.HasPrefix(name, "resource."):
 			s = resourceSite
 		}
-		if _, faults := env.compile(s, example); len(faults) > 0 || !strings.Contains(example, name) {
+		if _, faults := compileText(env, s, example); len(faults) > 0 || !strings.Contains(example, name) {
 			t.Errorf("%s: example %s: %v", name, example, faults)
 		}
 	}

@@ -246,6 +246,7 @@ func TestSchemaGolden(t *testing.T) {
 	t.Parallel()
 	golden(t, "testdata/policy.schema.json", string(Schema()))
 	golden(t, "testdata/tests.schema.json", string(TestsSchema()))
+	golden(t, "testdata/conditions.schema.json", string(ConditionsSchema()))
 }
 
 // A decision on a statement that was judged before takes less than 3 µs of

@@ -14,11 +14,17 @@ import (
 // these structs: doc becomes the description of a key, need marks the keys that
 // must be there, and oneof and pattern bound the values.
 type policyFile struct {
-	Policy      string     `yaml:"policy" need:"yes" pattern:"^[a-z0-9-]+$" doc:"Name of the policy, unique among all policies."`
-	Description string     `yaml:"description" doc:"What the policy is for."`
-	Principal   source     `yaml:"principal" need:"yes" doc:"Condition (CEL) on who asks; 'true' for everybody. Reads principal, request and now."`
-	Resource    source     `yaml:"resource" need:"yes" doc:"Condition (CEL) on the target; 'true' for every target. Reads resource."`
-	Rules       []ruleFile `yaml:"rules" need:"yes" doc:"The rules. Deny beats approve beats allow; what no rule allows is denied."`
+	Policy      string            `yaml:"policy" need:"yes" pattern:"^[a-z0-9-]+$" doc:"Name of the policy, unique among all policies."`
+	Description string            `yaml:"description" doc:"What the policy is for."`
+	Principal   source            `yaml:"principal" need:"yes" doc:"Condition (CEL) on who asks; 'true' for everybody. Reads principal, request and now."`
+	Resource    source            `yaml:"resource" need:"yes" doc:"Condition (CEL) on the target; 'true' for every target. Reads resource."`
+	Conditions  map[string]source `yaml:"conditions" doc:"Conditions (CEL) by name, which conditions of this policy call as condition(\"name\")."`
+	Rules       []ruleFile        `yaml:"rules" need:"yes" doc:"The rules. Deny beats approve beats allow; what no rule allows is denied."`
+}
+
+// A conditionsFile is a conditions.yaml.
+type conditionsFile struct {
+	Conditions map[string]source `yaml:"conditions" need:"yes" doc:"Conditions (CEL) by name, for the policies of this folder and the folders in it, which call them as condition(\"name\")."`
 }
 
 type ruleFile struct {

@@ -44,7 +44,7 @@ func TestRequirement(t *testing.T) {
 		`"a" in principal.groups ? false : true`:                                       "",
 		`principal.user in []`:                                                         "exact",
 	} {
-		c, faults := env.compile(principalSite, condition)
+		c, faults := compileText(env, principalSite, condition)
 		if len(faults) > 0 {
 			t.Errorf("%s: %v", condition, faults)
 			continue

@@ -40,7 +40,8 @@ func LoadDir(dir string) (*Set, error) {
 }
 
 // Load compiles every policy in fsys: the files that end in .yaml or .yml, also
-// in folders, except tests.yaml and whatever begins with a dot. It returns
+// in folders, except tests.yaml, conditions.yaml (which holds conditions that they
+// call) and whatever begins with a dot. It returns
 // either a whole Set or every fault found (strictyaml.Faults, each with file,
 // line and column), or an error of reading. No policies at all are a valid set
 // that denies everything.
@@ -67,14 +68,17 @@ func load(fsys fs.FS, shown func(string) string) (*Set, error) {
 		if total += len(data); total > maxTotalBytes {
 			return nil, fmt.Errorf("read policies: they are larger than %d bytes together", maxTotalBytes)
 		}
-		l.files = append(l.files, &loadedFile{name: shown(name), data: data})
+		l.files = append(l.files, &loadedFile{name: shown(name), inFS: name, data: data, shared: path.Base(name) == conditionsName})
 	}
 	eachInParallel(l.files, (*loadedFile).decode)
 	for _, f := range l.files {
 		l.faults = append(l.faults, f.faults...)
 	}
 	l.uniqueNames()
+	l.glossaries()
+	l.resolveNames()
 	l.compileAll()
+	l.unusedNames()
 	policies := l.build()
 	if len(l.faults) > 0 {
 		sortFaults(l.faults)
@@ -136,34 +140,66 @@ func readFile(fsys fs.FS, name string) ([]byte, error) {
 type loader struct {
 	env        *environment
 	files      []*loadedFile
+	named      []*namedCondition
 	conditions map[conditionKey]*compiled
+	unparsed   bool // some condition could not be parsed
 	faults     strictyaml.Faults
 }
 
+// A loadedFile is a policy, or a conditions.yaml when shared.
 type loadedFile struct {
-	name   string
+	name   string // as faults show it
+	inFS   string
+	shared bool
 	policy policyFile
+	common conditionsFile
+	names  *glossary // what its conditions may call
 	doc    *strictyaml.Document
 	data   []byte
 	faults strictyaml.Faults // of everything but conditions
 	lines  [][]rune          // of data, once a position is asked for
 }
 
-// The same condition text is compiled once, however many policies hold it.
-type conditionKey struct {
-	site site
-	text string
+// conditions are the named conditions that the file defines.
+func (f *loadedFile) conditions() map[string]source {
+	if f.shared {
+		return f.common.Conditions
+	}
+	return f.policy.Conditions
 }
 
-type compiled struct {
-	condition *condition
-	faults    []conditionFault
+// text is the file by lines.
+func (f *loadedFile) text() [][]rune {
+	if f.lines == nil {
+		f.lines = splitLines(f.data)
+	}
+	return f.lines
+}
+
+// The same condition text is compiled once, however many policies hold it.
+// names tells apart what texts that call conditions mean in different places;
+// it is nil for others.
+type conditionKey struct {
+	site  site
+	text  string
+	names *glossary
+}
+
+func (f *loadedFile) key(s site, src *source) conditionKey {
+	if strings.Contains(src.text, conditionCall) {
+		return conditionKey{s, src.text, f.names}
+	}
+	return conditionKey{s, src.text, nil}
 }
 
 // decode reads the file, but does not compile what it holds.
 func (f *loadedFile) decode() {
 	var faults strictyaml.Faults
-	f.doc, faults = strictyaml.Decode(f.name, f.data, &f.policy)
+	if f.shared {
+		f.doc, faults = strictyaml.Decode(f.name, f.data, &f.common)
+	} else {
+		f.doc, faults = strictyaml.Decode(f.name, f.data, &f.policy)
+	}
 	f.faults = append(f.faults, faults...)
 	undecoded := map[string]bool{}
 	for _, fault := range faults {
@@ -173,7 +209,11 @@ func (f *loadedFile) decode() {
 		return
 	}
 	v := newValidator(f.doc)
-	v.policy(&f.policy)
+	if f.shared {
+		v.shared(&f.common)
+	} else {
+		v.policy(&f.policy)
+	}
 	f.faults = append(f.faults, slices.DeleteFunc(v.faults, func(fault strictyaml.Fault) bool { return undecoded[fault.Path] })...)
 }
 
@@ -225,24 +265,30 @@ func (l *loader) compileAll() {
 	var keys []conditionKey
 	for _, f := range l.files {
 		f.eachCondition(func(s site, src *source, _ string) {
-			key := conditionKey{s, src.text}
-			if l.conditions[key] == nil {
-				l.conditions[key] = &compiled{}
+			key := f.key(s, src)
+			if _, known := l.conditions[key]; !known {
+				l.conditions[key] = nil
 				keys = append(keys, key)
 			}
 		})
 	}
-	eachInParallel(keys, func(key conditionKey) {
-		c := l.conditions[key]
-		c.condition, c.faults = l.compile(key)
-	})
+	results := make([]*compiled, len(keys))
+	indexes := make([]int, len(keys))
+	for i := range keys {
+		indexes[i] = i
+	}
+	eachInParallel(indexes, func(i int) { results[i] = l.compile(keys[i]) })
+	for i, c := range results {
+		l.conditions[keys[i]] = c
+		l.unparsed = l.unparsed || c.unparsed
+		for _, n := range c.calls {
+			n.used = true
+		}
+	}
 	for _, f := range l.files {
 		f.eachCondition(func(s site, src *source, path string) {
-			for _, fault := range l.conditions[conditionKey{s, src.text}].faults {
-				if f.lines == nil {
-					f.lines = splitLines(f.data)
-				}
-				at := src.position(f.name, f.lines, fault.line, fault.column)
+			for _, fault := range l.conditions[f.key(s, src)].faults {
+				at := src.position(f.name, f.text(), fault.line, fault.column)
 				l.faults = append(l.faults, strictyaml.Fault{Position: at, Path: path, Message: fault.message})
 			}
 		})
@@ -251,13 +297,13 @@ func (l *loader) compileAll() {
 
 // compile turns a panic of the compiler into a fault: a policy file must not
 // end the process that still serves the last good set.
-func (l *loader) compile(key conditionKey) (c *condition, faults []conditionFault) {
+func (l *loader) compile(key conditionKey) (c *compiled) {
 	defer func() {
 		if r := recover(); r != nil {
-			c, faults = nil, []conditionFault{{message: fmt.Sprintf("cannot be compiled: %v", r)}}
+			c = &compiled{unparsed: true, faults: []conditionFault{{message: fmt.Sprintf("cannot be compiled: %v", r)}}}
 		}
 	}()
-	return l.env.compile(key.site, key.text)
+	return l.env.compile(key.site, key.text, key.names)
 }
 
 // build makes the compiled policies, when there are no faults.
@@ -271,22 +317,26 @@ func (l *loader) build() []*policy {
 		}
 	}
 	always := &condition{source: "true", site: whenSite, always: true}
-	policies := make([]*policy, len(l.files))
-	for i, f := range l.files {
+	var policies []*policy
+	for _, f := range l.files {
+		if f.shared {
+			continue
+		}
+		condition := func(s site, src *source) *condition { return l.conditions[f.key(s, src)].condition }
 		p := &policy{
 			name: f.policy.Policy, file: f.name, description: f.policy.Description,
-			principal: l.conditions[conditionKey{principalSite, f.policy.Principal.text}].condition,
-			resource:  l.conditions[conditionKey{resourceSite, f.policy.Resource.text}].condition,
+			principal: condition(principalSite, &f.policy.Principal),
+			resource:  condition(resourceSite, &f.policy.Resource),
 		}
 		p.needs = requirementOf(p.principal)
 		for j := range f.policy.Rules {
 			when := always
 			if src := f.policy.Rules[j].When; src.given() {
-				when = l.conditions[conditionKey{whenSite, src.text}].condition
+				when = condition(whenSite, &src)
 			}
 			p.rules = append(p.rules, f.rule(p, j, when))
 		}
-		policies[i] = p
+		policies = append(policies, p)
 	}
 	return policies
 }
@@ -306,7 +356,7 @@ func (f *loadedFile) rule(p *policy, j int, when *condition) *rule {
 		terms := in.Approval.terms()
 		r.approval = &terms
 	}
-	r.refs = []access.RuleRef{{Policy: f.policy.Policy, Rule: in.Name, Hash: ruleHash(&f.policy, in, r)}}
+	r.refs = []access.RuleRef{{Policy: f.policy.Policy, Rule: in.Name, Hash: ruleHash(&f.policy, in, r, textsOf(p.principal, p.resource, when))}}
 	return r
 }
 

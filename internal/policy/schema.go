@@ -13,6 +13,11 @@ import (
 // knows the keys and plain values; conditions are checked by Load.
 func Schema() []byte { return schemaOf(reflect.TypeFor[policyFile](), "chaperone policy") }
 
+// ConditionsSchema returns the JSON Schema of a conditions.yaml.
+func ConditionsSchema() []byte {
+	return schemaOf(reflect.TypeFor[conditionsFile](), "chaperone named conditions")
+}
+
 // TestsSchema returns the JSON Schema of a tests.yaml.
 func TestsSchema() []byte { return schemaOf(reflect.TypeFor[testsFile](), "chaperone policy tests") }
 

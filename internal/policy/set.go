@@ -99,15 +99,16 @@ func newSet(env *environment, policies []*policy) *Set {
 }
 
 // ruleHash is the digest of everything that the rule says, its policy's
-// conditions included. Layout and comments do not count.
-func ruleHash(p *policyFile, r *ruleFile, built *rule) string {
+// conditions and the named ones that they call included. Layout and comments do not count.
+func ruleHash(p *policyFile, r *ruleFile, built *rule, named map[string]string) string {
 	b, err := json.Marshal(struct {
 		Policy, Principal, Resource, Rule, When, Message string
 		Effect                                           access.Effect
 		Masks                                            []access.Mask
 		Limits                                           access.Limits
 		Approval                                         *access.ApprovalTerms
-	}{p.Policy, p.Principal.text, p.Resource.text, r.Name, r.When.text, r.Message, built.effect, r.Mask, built.limits, built.approval})
+		Conditions                                       map[string]string `json:",omitempty"`
+	}{p.Policy, p.Principal.text, p.Resource.text, r.Name, r.When.text, r.Message, built.effect, r.Mask, built.limits, built.approval, named})
 	if err != nil { // only strings, numbers and lists of them
 		panic("policy: rule hash: " + err.Error())
 	}

@@ -42,6 +42,7 @@ func (v *validator) policy(p *policyFile) {
 	if !p.Resource.given() {
 		v.missing("resource", "is missing; write resource: 'true' for every target")
 	}
+	v.conditions(p.Conditions)
 	if len(p.Rules) == 0 {
 		v.fault("rules", "a policy needs at least one rule")
 	}
@@ -56,6 +57,23 @@ func (v *validator) policy(p *policyFile) {
 		}
 		seen[r.Name] = true
 		v.rule(r, path)
+	}
+}
+
+// shared checks a conditions.yaml.
+func (v *validator) shared(f *conditionsFile) {
+	if len(f.Conditions) == 0 {
+		v.fault("conditions", "there are no conditions")
+	}
+	v.conditions(f.Conditions)
+}
+
+func (v *validator) conditions(named map[string]source) {
+	if len(named) > maxNamed {
+		v.fault("conditions", "there are %d conditions; the limit is %d in one file", len(named), maxNamed)
+	}
+	for name := range named {
+		v.name("conditions."+name, name)
 	}
 }
 
