@@ -79,6 +79,9 @@ func newLanguage(env *cel.Env) (*language, error) {
 			return nil, fmt.Errorf("checker: %w", err)
 		}
 	}
+	// The checker builds it when it first needs it, and reads it unguarded
+	// elsewhere; loading checks in parallel.
+	l.checker.Catalog()
 	for _, v := range env.Validators() {
 		l.validators = append(l.validators, validation{v, about(v.Name())})
 		if c, ok := v.(cel.ASTValidatorConfigurer); ok {
