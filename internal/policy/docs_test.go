@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"os"
 	"regexp"
 	"strings"
@@ -21,7 +22,7 @@ func blocksOf(page string) []block {
 }
 
 // Every example of the page for policy authors is loaded; cases are run against
-// the policy before them.
+// the policies before them.
 func TestDocumentationExamples(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../../docs/policy.md")
@@ -33,8 +34,7 @@ func TestDocumentationExamples(t *testing.T) {
 		t.Fatal(err)
 	}
 	sites := map[string]site{"cel": whenSite, "cel principal": principalSite, "cel resource": resourceSite}
-	var last *Set
-	var shared []string
+	var example []string // the files of the page so far
 	policies, cases, conditions := 0, 0, 0
 	for _, b := range blocksOf(string(page)) {
 		s, isCondition := sites[b.language]
@@ -48,12 +48,12 @@ func TestDocumentationExamples(t *testing.T) {
 			}
 		case b.language == "yaml" && strings.HasPrefix(b.text, "policy:"):
 			policies++
-			last = mustLoad(t, append(shared, "example.yaml", b.text)...)
-			shared = nil
+			example = append(example, fmt.Sprintf("%d.yaml", policies), b.text)
+			mustLoad(t, example...)
 		case b.language == "yaml" && strings.HasPrefix(b.text, "conditions:"):
-			shared = []string{conditionsName, b.text} // for the policy after it
+			example = append(example, conditionsName, b.text) // for the policy after it
 		case b.language == "yaml" && strings.HasPrefix(b.text, "principals:"):
-			report, err := runTests(last, files("tests.yaml", b.text), func(name string) string { return name })
+			report, err := runTests(mustLoad(t, example...), files("tests.yaml", b.text), func(name string) string { return name })
 			if err != nil {
 				t.Fatal(err)
 			}
