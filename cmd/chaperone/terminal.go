@@ -8,12 +8,23 @@ import (
 
 // colours reports whether w is a terminal whose user has not said NO_COLOR.
 func colours(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
-		return false
+	return isTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
+// Colours of a terminal.
+const (
+	red   = "31"
+	green = "32"
+)
+
+// painter returns a function that colours text, or leaves it as it is.
+func painter(colour bool) func(code, text string) string {
+	return func(code, text string) string {
+		if !colour {
+			return text
+		}
+		return "\x1b[" + code + "m" + text + "\x1b[0m"
 	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 func indentJSON(v any) string {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// chapters are the story in order; DESIGN's steps 1 to 11.
+// chapters are the story in order.
 func (t *teller) chapters() []struct {
 	title string
 	tell  func(context.Context) error
@@ -28,6 +28,7 @@ func (t *teller) chapters() []struct {
 		{"A high-impact statement waits for a reviewer", t.held},
 		{"So does a high-impact HTTP call", t.heldHTTP},
 		{"A session can be cut", t.cut},
+		{"A proposed policy is tried on what was recorded", t.replayed},
 		{"A policy edit takes effect at once, and a broken one does not", t.reload},
 		{"A crash opens nothing and loses nothing", t.crash},
 	}

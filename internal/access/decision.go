@@ -58,6 +58,7 @@ type Decision struct {
 	Nearest     *RuleRef    `json:"nearest,omitempty"` // on a denial: the rule that came closest to allowing
 	Hint        string      `json:"hint,omitempty"`    // what to do or ask for
 	Revision    string      `json:"revision"`
+	Time        time.Time   `json:"time,omitzero"` // the now of conditions
 	Obligations Obligations `json:"obligations,omitzero"`
 }
 

@@ -22,16 +22,44 @@ type Report struct {
 	Cases []CaseResult `json:"cases"`
 	// Untested are the rules that decided no case.
 	Untested []access.RuleRef `json:"untested,omitempty"`
+	// Coverage is every rule, in file order.
+	Coverage []RuleCoverage `json:"coverage"`
+}
+
+// A RuleCoverage is how many cases a rule decided, alone or with others.
+type RuleCoverage struct {
+	Rule  access.RuleRef `json:"rule"`
+	At    string         `json:"at"` // file:line:column
+	Cases int            `json:"cases"`
+}
+
+// Covered is the percentage of rules that decided a case; 100 when there are no
+// rules.
+func (r Report) Covered() float64 {
+	if len(r.Coverage) == 0 {
+		return 100
+	}
+	return 100 * float64(len(r.Coverage)-len(r.Untested)) / float64(len(r.Coverage))
 }
 
 // A CaseResult is one case. It passed when Wrong is empty.
 type CaseResult struct {
 	Name     string          `json:"name"`
 	At       string          `json:"at"` // file:line:column
-	Wrong    []string        `json:"wrong,omitempty"`
+	Wrong    []Difference    `json:"wrong,omitempty"`
 	Request  access.Request  `json:"request"`
 	Decision access.Decision `json:"decision"`
 }
+
+// A Difference is one thing that a case expects and the decision does not have.
+type Difference struct {
+	What string `json:"what"` // effect, rule, reason, masks, limits, groups or count
+	Want string `json:"want"`
+	Got  string `json:"got"`
+}
+
+// String returns "what: want x, got y".
+func (d Difference) String() string { return fmt.Sprintf("%s: want %s, got %s", d.What, d.Want, d.Got) }
 
 // Passed reports whether every case passed.
 func (r Report) Passed() bool {
@@ -47,7 +75,7 @@ func RunTests(s *Set, dir string) (Report, error) {
 func runTests(s *Set, fsys fs.FS, shown func(string) string) (Report, error) {
 	var report Report
 	var faults strictyaml.Faults
-	decided := map[string]bool{}
+	decided := map[string]int{}
 	err := fs.WalkDir(fsys, ".", func(name string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -70,7 +98,7 @@ func runTests(s *Set, fsys fs.FS, shown func(string) string) (Report, error) {
 		for i := range f.file.Tests {
 			result := f.run(s, i)
 			for _, ref := range result.Decision.Rules {
-				decided[ref.String()] = true
+				decided[ref.String()]++
 			}
 			report.Cases = append(report.Cases, result)
 		}
@@ -83,9 +111,13 @@ func runTests(s *Set, fsys fs.FS, shown func(string) string) (Report, error) {
 		sortFaults(faults)
 		return Report{}, faults
 	}
-	for _, ref := range s.Rules() {
-		if !decided[ref.String()] {
-			report.Untested = append(report.Untested, ref)
+	for _, p := range s.policies {
+		for _, r := range p.rules {
+			cases := decided[r.ref().String()]
+			report.Coverage = append(report.Coverage, RuleCoverage{r.ref(), r.at.String(), cases})
+			if cases == 0 {
+				report.Untested = append(report.Untested, r.ref())
+			}
 		}
 	}
 	return report, nil
@@ -160,10 +192,10 @@ func (f *casesFile) run(s *Set, i int) CaseResult {
 }
 
 // compare lists what differs; only what the case names is compared.
-func (x *expectFile) compare(d access.Decision) []string {
-	var wrong []string
+func (x *expectFile) compare(d access.Decision) []Difference {
+	var wrong []Difference
 	differs := func(what string, want, got any) {
-		wrong = append(wrong, fmt.Sprintf("%s: want %v, got %v", what, want, got))
+		wrong = append(wrong, Difference{what, fmt.Sprint(want), fmt.Sprint(got)})
 	}
 	if x.Effect != d.Effect.String() {
 		differs("effect", x.Effect, d.Effect)
@@ -191,22 +223,11 @@ func (x *expectFile) compare(d access.Decision) []string {
 	if x.Count != nil && *x.Count != terms.Count {
 		differs("count", *x.Count, terms.Count)
 	}
-	if len(wrong) > 0 && d.Message != "" {
-		wrong = append(wrong, "it says: "+d.Message)
-	}
 	return wrong
 }
 
 func equalMasks(a, b access.Mask) bool {
 	return a.Column == b.Column && a.JSON == b.JSON && a.With == b.With && slices.Equal(a.Detect, b.Detect)
-}
-
-func asJSON(v any) string {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Sprint(v)
-	}
-	return string(b)
 }
 
 func (p principalFile) principal() access.Principal {

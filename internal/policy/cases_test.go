@@ -35,7 +35,7 @@ func TestPacks(t *testing.T) {
 			}
 			for _, c := range report.Cases {
 				if len(c.Wrong) > 0 {
-					t.Errorf("%s: %s:\n%s", c.At, c.Name, strings.Join(c.Wrong, "\n"))
+					t.Errorf("%s: %s: %v: %s", c.At, c.Name, c.Wrong, c.Decision.Message)
 				}
 			}
 			if len(report.Cases) == 0 {
@@ -112,7 +112,9 @@ func TestRunTests(t *testing.T) {
 		}
 		var wrong []string
 		for _, c := range report.Cases {
-			wrong = append(wrong, c.Wrong...)
+			for _, d := range c.Wrong {
+				wrong = append(wrong, d.String())
+			}
 		}
 		if !strings.Contains(strings.Join(wrong, "\n"), want) {
 			t.Errorf("%v: got %q, want %q", edit, wrong, want)

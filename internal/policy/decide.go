@@ -16,6 +16,7 @@ func (s *Set) Decide(req access.Request, now time.Time) (d access.Decision) {
 		if r := recover(); r != nil {
 			d = s.broken("evaluating the policies failed")
 		}
+		d.Time = now
 	}()
 	if s.empty() {
 		return s.broken("no policies are loaded")

@@ -60,7 +60,7 @@ func TestDocumentationExamples(t *testing.T) {
 			cases += len(report.Cases)
 			for _, c := range report.Cases {
 				if len(c.Wrong) > 0 {
-					t.Errorf("%s: %s", c.Name, strings.Join(c.Wrong, "; "))
+					t.Errorf("%s: %v", c.Name, c.Wrong)
 				}
 			}
 		default:

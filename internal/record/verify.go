@@ -49,7 +49,7 @@ type Removal struct {
 // events after HEAD: for these compare Hash with a checkpoint kept elsewhere.
 func Verify(dir string) (Report, error) {
 	for attempt := 0; ; attempt++ {
-		r, err := verify(dir)
+		r, err := (&verification{}).run(dir)
 		// A live recorder may prune a segment between the listing and the reading.
 		if errors.Is(err, fs.ErrNotExist) && attempt < 3 {
 			continue
@@ -67,12 +67,13 @@ type verification struct {
 	origin    position // what the first segment follows
 	explained bool     // why the first segment is not the first ever
 	headSeen  bool
+	each      func(line []byte, seq uint64) error // sees every event, when set
 }
 
 var errNotJSON = errors.New("not JSON")
 
-func verify(dir string) (Report, error) {
-	v := &verification{survey: survey{dir: dir}, walk: walk{dir: dir}}
+func (v *verification) run(dir string) (Report, error) {
+	v.survey.dir, v.walk.dir = dir, dir
 	var err error
 	// HEAD first: what it vouches for must then be in what is read later.
 	v.head, v.headOK, err = readHead(dir)
@@ -178,6 +179,11 @@ func (v *verification) seeHead(at position) {
 func (v *verification) look(line []byte, e entry) error {
 	if !json.Valid(line) {
 		return errNotJSON
+	}
+	if v.each != nil {
+		if err := v.each(line, e.seq); err != nil {
+			return err
+		}
 	}
 	stone, at, ok := parseTombstone(line, e.seq)
 	if !ok {

@@ -27,17 +27,18 @@ const (
 func (s *session) hold(ctx context.Context, p *portal, v *verdict) (*verdict, string, *refusal, error) {
 	terms := v.decision.Obligations.Approval
 	if terms == nil {
-		return v, "", s.notHeld(v, access.Unavailable, "the rule asks for an approval and names no reviewers", ""), nil
+		r := s.notHeld(v, access.Unavailable, "the rule asks for an approval and names no reviewers", "")
+		return v, "", s.withDecision(r, v), nil
 	}
 	if s.inTransaction() && !terms.InTransaction {
 		r := s.notHeld(v, access.ApprovalRequired, "this needs an approval, and would hold the locks of an open transaction while it waits",
 			"run it outside a transaction, in a message of its own")
 		r.denial.Requestable = true
-		return v, "", r, nil
+		return v, "", s.withDecision(r, v), nil
 	}
 	settings, r, err := s.heldSettings(ctx, v)
 	if r != nil || err != nil {
-		return v, "", r, err
+		return v, "", s.withDecision(r, v), err
 	}
 	if err := s.append(ctx, access.Synced, []access.Event{v.decided(s)}); err != nil {
 		return v, "", nil, err
@@ -271,6 +272,15 @@ func (s *session) notHeld(v *verdict, reason access.Reason, message, hint string
 		RequestID: v.request.ID, Reason: reason, Rule: v.decision.Rule(), Message: message, Hint: hint,
 		Resource: s.resource.Access.Name, Revision: v.decision.Revision,
 	}, "approval")
+}
+
+// withDecision makes the decision that r follows from part of its evidence. r may
+// be nil.
+func (s *session) withDecision(r *refusal, v *verdict) *refusal {
+	if r != nil {
+		r.before = append(r.before, v.decided(s))
+	}
+	return r
 }
 
 // notGranted is the refusal for an approval that ended without a grant.

@@ -306,6 +306,12 @@ func TestHeldInTransaction(t *testing.T) {
 	if n := len(g.approvals.byID); n != 0 {
 		t.Errorf("%d asked", n)
 	}
+	decided := func(ev access.Event) bool {
+		return ev.Decided != nil && ev.Decided.Decision.Effect == access.Approve && strings.HasSuffix(ev.Decided.Request.Action.SQL.Text, "id = 115")
+	}
+	if n := g.recorder.count(decided); n != 1 {
+		t.Errorf("the decision is recorded %d times", n)
+	}
 
 	t.Run("allowed by the rule", func(t *testing.T) {
 		g.policy.set(holdUpdates(access.ApprovalTerms{InTransaction: true}))
