@@ -5,7 +5,7 @@ TOOLS := $(shell tools/install --dir)
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
 # A number of inputs, not a time: a busy machine may meet the end of a time
 # with an input under way, which go test takes for a failure.
-FUZZTIME ?= 1500x
+FUZZTIME ?= 1000x
 export PATH := $(TOOLS)/bin:$(PATH)
 # Everything but the end-to-end tests, which run the whole product.
 UNIT = $(shell go list ./... | grep -v 'chaperone/e2e$$')
@@ -48,9 +48,9 @@ e2e: tools build ## the whole product: real Envoy, PostgreSQL, Redis, Dex, psql,
 docs: build ## every command and file shown in the documents
 	go test -count=1 -run TestDocs ./e2e/...
 
-fuzz: ## each fuzz target for FUZZTIME: 1500x inputs, or a time (30s)
-	@set -e; for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep ^Fuzz || true); do \
-		echo "fuzz $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p; done; done
+fuzz: ## each fuzz target for FUZZTIME: 1000x inputs, or a time (30s)
+	@set -eo pipefail; grep -rno --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' . | sed -E 's|/[^/]*:[0-9]+:func | |' | sort | while read -r p f; do \
+		echo "fuzz $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p </dev/null; done
 
 vuln: tools ## known vulnerabilities, where their database can be reached
 	@if out=$$(govulncheck ./... 2>&1); then echo "$$out" | tail -3; \
