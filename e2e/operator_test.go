@@ -6,7 +6,9 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -40,6 +42,30 @@ func TestCheckLive(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestRunEndsWithoutARevision: there is no last good one that could serve.
+func TestRunEndsWithoutARevision(t *testing.T) {
+	t.Parallel()
+	s := site(t)
+	broken := t.TempDir()
+	if err := os.WriteFile(filepath.Join(broken, "p.yaml"), []byte("policy: p\nprincipal: 'true'\nresource: 'resource.nmae == \"x\"'\nrules: [{name: r, effect: allow}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(s.Dir, "chaperone.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(s.Dir, "broken.yaml")
+	text = regexp.MustCompile(`(?m)^policies: .*$`).ReplaceAll(text, []byte("policies: "+broken))
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), program, "run", "--config", file).CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), "p.yaml:3:20") {
+		t.Errorf("run: %v\n%s", err, out)
+	}
 }
 
 // scrape reads the metrics.

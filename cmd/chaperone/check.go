@@ -44,16 +44,22 @@ revision serves, and what each Envoy took or rejected.`,
 	return c
 }
 
-func check(ctx context.Context, w io.Writer, file string, withEnvoy bool) error {
+// validated reads everything that makes a revision, or says every fault.
+func validated(file string) (*config.Config, *policy.Set, *xds.Snapshot, error) {
 	cfg, err := config.Load(file)
 	if err != nil {
-		return err
+		return nil, nil, nil, err
 	}
 	set, err := policy.LoadDir(cfg.Policies)
 	if err != nil {
-		return err
+		return nil, nil, nil, err
 	}
 	snapshot, err := xds.Build(envoyConfig(cfg, set))
+	return cfg, set, snapshot, err
+}
+
+func check(ctx context.Context, w io.Writer, file string, withEnvoy bool) error {
+	cfg, set, snapshot, err := validated(file)
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,9 @@ takes both with it when it ends itself, however it ends.`,
 		Example: "  chaperone run --config chaperone.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			cfg, err := config.Load(file)
+			// Once it runs, a broken edit is refused and the last good revision
+			// serves; there is none yet.
+			cfg, _, _, err := validated(file)
 			if err != nil {
 				return err
 			}
