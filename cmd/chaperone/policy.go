@@ -18,7 +18,7 @@ func policyCommand() *cobra.Command {
 		Example: `  chaperone policy test policies/...
   chaperone policy explain policies < request.json
   chaperone policy replay --policies proposed --recordings data/recordings`}
-	c.AddCommand(policyTestCommand(), policyExplainCommand(), policyReplayCommand())
+	c.AddCommand(policyTestCommand(), policyExplainCommand(), policyReplayCommand(), policyExportCommand())
 	return c
 }
 

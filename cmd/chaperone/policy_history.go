@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,6 +13,7 @@ import (
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/console"
 	"chaperone.dev/chaperone/internal/record"
+	"chaperone.dev/chaperone/internal/strictyaml"
 )
 
 // A history is where recorded decisions are read from: folders of recordings,
@@ -84,6 +84,26 @@ func (h *history) session(ctx context.Context, id string, types []string, since 
 	return nil
 }
 
+// decisions finds the last recorded decision of each request.
+func (h *history) decisions(ctx context.Context, stderr io.Writer, ids []string) ([]*access.Decided, error) {
+	found := make([]*access.Decided, len(ids))
+	err := h.each(ctx, stderr, []string{"decided"}, time.Time{}, func(ev access.Event) error {
+		if i := slices.Index(ids, ev.Decided.Request.ID); i >= 0 {
+			found[i] = ev.Decided
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i, d := range found {
+		if d == nil {
+			return nil, fmt.Errorf("no decision on request %s is recorded there", ids[i])
+		}
+	}
+	return found, nil
+}
+
 // sinceFlag reads --since: a moment, a date, or how long ago.
 func sinceFlag(text string, now time.Time) (time.Time, error) {
 	if text == "" {
@@ -94,12 +114,7 @@ func sinceFlag(text string, now time.Time) (time.Time, error) {
 			return t, nil
 		}
 	}
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		text = days + "h"
-		if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
-			return now.Add(-24 * ago), nil
-		}
-	} else if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
+	if ago, err := strictyaml.ParseDuration(text); err == nil {
 		return now.Add(-ago), nil
 	}
 	return time.Time{}, fmt.Errorf("%w: --since is a time (2026-01-05T12:00:00Z), a date (2026-01-05) or how long ago (36h, 7d)", errUsage)

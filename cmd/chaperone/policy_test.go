@@ -180,3 +180,20 @@ func TestSinceFlag(t *testing.T) {
 		}
 	}
 }
+
+// What was recorded passes as a case beside the policies that decided it, and
+// not beside others.
+func TestPolicyExport(t *testing.T) {
+	t.Parallel()
+	dir := folder(t, "desk.yaml", deskPolicy)
+	recording := recordedAs(t, dir)
+	cases := want(t, 0, []string{"UPDATE on orders (req_fix)", "amount"}, "policy", "export", "req_read", "req_fix", "req_call", "--recordings", recording)
+	if err := os.WriteFile(filepath.Join(dir, "tests.yaml"), []byte(cases), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want(t, 0, []string{"3 passed, 0 failed"}, "policy", "test", dir)
+	other := folder(t, "desk.yaml", strings.Replace(deskPolicy, "sql.read_only &&", "!sql.read_only &&", 1), "tests.yaml", cases)
+	want(t, 1, []string{"SELECT on orders (req_read)"}, "policy", "test", other)
+	want(t, 1, []string{"no decision on request req_bad is recorded there"}, "policy", "export", "req_bad", "--recordings", recording)
+	want(t, 2, nil, "policy", "export", "--recordings", recording)
+}

@@ -140,7 +140,7 @@ func (s *Site) folder() error {
 	}
 	s.lock = lock
 	// Only what a demo makes is removed: the folder may have been a mistake.
-	for _, name := range []string{"pg", "dex", "short", "data", "run", "secrets", "policies", "proposed", "chaperone.yaml", "gateway.crt", "gateway.key", "ca.crt", "tokens", "gateway.log"} {
+	for _, name := range []string{"pg", "dex", "short", "data", "run", "secrets", "policies", "proposed", "cases", "chaperone.yaml", "gateway.crt", "gateway.key", "ca.crt", "tokens", "gateway.log"} {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("demo: %w", err)
 		}

@@ -170,6 +170,17 @@ func decodeCases(name string, data []byte) (*casesFile, strictyaml.Faults) {
 // run decides case i and compares.
 func (f *casesFile) run(s *Set, i int) CaseResult {
 	c := &f.file.Tests[i]
+	req, at := f.request(i)
+	d := s.Decide(req, at)
+	return CaseResult{
+		Name: c.Name, At: f.doc.At(fmt.Sprintf("tests[%d]", i)).String(),
+		Wrong: c.Expect.compare(d), Request: req, Decision: d,
+	}
+}
+
+// request is what case i asks, and when.
+func (f *casesFile) request(i int) (access.Request, time.Time) {
+	c := &f.file.Tests[i]
 	at := c.At.Time
 	if at.IsZero() {
 		at = time.Date(2026, 1, 5, 12, 0, 0, 0, time.UTC)
@@ -184,11 +195,7 @@ func (f *casesFile) run(s *Set, i int) CaseResult {
 	} else {
 		req.Action.HTTP = c.HTTP.call()
 	}
-	d := s.Decide(req, at)
-	return CaseResult{
-		Name: c.Name, At: f.doc.At(fmt.Sprintf("tests[%d]", i)).String(),
-		Wrong: c.Expect.compare(d), Request: req, Decision: d,
-	}
+	return req, at
 }
 
 // compare lists what differs; only what the case names is compared.
@@ -262,6 +269,10 @@ func (h *httpFile) valid() error {
 	switch {
 	case h.Method == "" || !strings.HasPrefix(h.Path, "/"):
 		return errors.New("a call needs a method and a path that begins with /")
+	case h.BodyJSON != "" && h.Body != nil:
+		return errors.New("a call has one body: body or body_json")
+	case h.BodyJSON != "" && !json.Valid([]byte(h.BodyJSON)):
+		return errors.New("body_json is not JSON")
 	case h.BodyState == nil:
 		return nil
 	}
@@ -269,7 +280,7 @@ func (h *httpFile) valid() error {
 	case access.BodyWhole:
 		return nil
 	case access.BodyNone, access.BodyUnread, access.BodyUndecodable:
-		if h.Body != nil {
+		if h.Body != nil || h.BodyJSON != "" {
 			return fmt.Errorf("a body that is %q has no content", bodyStateName(state))
 		}
 		return nil
@@ -283,14 +294,17 @@ func (h *httpFile) call() *access.HTTPCall {
 	switch {
 	case h.BodyState != nil:
 		out.BodyState = access.BodyState(*h.BodyState)
-	case h.Body != nil:
+	case h.Body != nil || h.BodyJSON != "":
 		out.BodyState = access.BodyWhole
 	}
 	if out.BodyState != access.BodyWhole {
 		return out
 	}
 	// The gateway decodes JSON with numbers as json.Number; so does a case.
-	encoded, err := json.Marshal(h.Body)
+	encoded, err := []byte(h.BodyJSON), error(nil)
+	if h.BodyJSON == "" {
+		encoded, err = json.Marshal(h.Body)
+	}
 	decoder := json.NewDecoder(bytes.NewReader(encoded))
 	decoder.UseNumber()
 	if err != nil || decoder.Decode(&out.Body) != nil {

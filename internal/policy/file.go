@@ -119,6 +119,7 @@ type httpFile struct {
 	Headers   map[string][]string `yaml:"headers"`
 	BodyState *string             `yaml:"body_state" oneof:",unread,whole,undecodable" doc:"whole when there is a body, else empty."`
 	Body      any                 `yaml:"body" doc:"The body as it would decode from JSON."`
+	BodyJSON  string              `yaml:"body_json" doc:"The body as JSON text, where YAML would change its numbers."`
 }
 
 type expectFile struct {
