@@ -329,6 +329,52 @@ func TestAttackSpelling(t *testing.T) {
 	}
 }
 
+// TestAttackEcho: a target that answers with what it was sent gives nobody the
+// credential, which the recording does not hold either.
+func TestAttackEcho(t *testing.T) {
+	t.Parallel()
+	s := site(t)
+	straight, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.Billing.URL+"/echo", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	straight.Header.Set("X-Api-Key", s.APIKey)
+	for name, send := range map[string]func() *http.Response{
+		"control": func() *http.Response {
+			res, err := http.DefaultClient.Do(straight)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return res
+		},
+		"gateway": func() *http.Response {
+			return request(t, s, http.MethodGet, "/http/billing/echo", token(t, s, demo.Ada), "", "X-Mine", "stays")
+		},
+	} {
+		res := send()
+		body, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil || res.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %s %v", name, res.Status, err)
+		}
+		if got := strings.Contains(string(body)+res.Header.Get("X-Echo"), s.APIKey); got != (name == "control") {
+			t.Errorf("%s: the key is in the answer: %v\n%s", name, got, body)
+		}
+		if name == "gateway" && (!strings.Contains(string(body), "stays") || !strings.Contains(string(body), "****")) {
+			t.Errorf("twin: the rest of the answer: %s", body)
+		}
+	}
+	files, err := filepath.Glob(filepath.Join(s.Dir, "data/recordings/*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if text, err := os.ReadFile(f); err != nil || strings.Contains(string(text), s.APIKey) {
+			t.Errorf("the key is in %s, or it cannot be read: %v", f, err)
+		}
+	}
+}
+
 // TestAttackSecretsStayInside: what the gateway holds for the targets and what
 // the client gave it is in no log, recording, metric, argument or dump.
 func TestAttackSecretsStayInside(t *testing.T) {

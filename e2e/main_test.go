@@ -69,6 +69,16 @@ rules:
     approval: {groups: [senior-engineers], count: 1, expires: 2s}
 `
 
+const echo = `
+policy: e2e-echo
+principal: '"orders-agents" in principal.groups'
+resource: 'resource.name == "billing"'
+rules:
+  - name: echo
+    when: 'http.method == "GET" && http.path == "/echo"'
+    effect: allow
+`
+
 func site(t *testing.T) *demo.Site {
 	t.Helper()
 	shared.once.Do(func() {
@@ -90,7 +100,7 @@ func start(ctx context.Context, o demo.Options) (*demo.Site, error) {
 	if err != nil {
 		return nil, err
 	}
-	policies["e2e.yaml"] = extra
+	policies["e2e.yaml"], policies["e2e-echo.yaml"] = extra, echo
 	if o.Policies == nil {
 		o.Policies = policies
 	}

@@ -5,8 +5,6 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-
-	"chaperone.dev/chaperone/internal/mask"
 )
 
 // A header is one line. Its name is lower case.
@@ -79,10 +77,10 @@ func describesBody(name string) bool {
 	return strings.HasPrefix(name, "x-amz-checksum-") || strings.HasPrefix(name, "x-checksum-")
 }
 
-// masked runs the detectors of m over the values. It returns the headers as the
-// client gets them, what Envoy has to change for that, and how many values it
-// replaced. dropped names headers that go altogether.
-func (hs headers) masked(m *mask.Masker, dropped func(name string) bool) (out headers, change *extprocv3.HeaderMutation, n int64) {
+// masked has hide rewrite the values. It returns the headers as the client gets
+// them, what Envoy has to change for that, and how many values were replaced.
+// dropped names headers that go altogether.
+func (hs headers) masked(hide func(value string) (string, int64), dropped func(name string) bool) (out headers, change *extprocv3.HeaderMutation, n int64) {
 	change = &extprocv3.HeaderMutation{}
 	changed := map[string]bool{}
 	for _, h := range hs {
@@ -91,10 +89,10 @@ func (hs headers) masked(m *mask.Masker, dropped func(name string) bool) (out he
 			continue
 		}
 		if !strings.HasPrefix(h.name, ":") {
-			if value, found := m.Text([]byte(h.value)); found {
-				h.value = string(value)
+			if value, found := hide(h.value); found > 0 {
+				h.value = value
 				changed[h.name] = true
-				n++
+				n += found
 			}
 		}
 		out = append(out, h)

@@ -36,6 +36,7 @@ type response struct {
 	phase    phase
 	decision decision
 	masker   *mask.Masker
+	literals *mask.Literals
 	writer   mask.Writer // nil: the body passes as it is
 	watched  bool        // the session is
 	answered bool        // Envoy has the answer to the last message of the response
@@ -107,6 +108,9 @@ func (r *response) begin(ctx context.Context, metadata *corev3.Metadata, in *ext
 	if r.masker, err = r.server.masker(d.text, d.obligations.Masks); err != nil {
 		return nil, fmt.Errorf("masks of the decision: %w", err)
 	}
+	if r.server.cfg.Literals != nil {
+		r.literals = r.server.cfg.Literals(d.resource)
+	}
 	hs := readHeaders(in.GetHeaders())
 	if r.status, err = strconv.Atoi(first(hs.all(":status"))); err != nil {
 		return nil, errors.New("response without a status")
@@ -115,10 +119,7 @@ func (r *response) begin(ctx context.Context, metadata *corev3.Metadata, in *ext
 		return r.refuse(ctx, err)
 	}
 	r.phase = inBody
-	var change *extprocv3.HeaderMutation
-	if !r.masker.Empty() {
-		hs, change, r.masked = hs.masked(r.masker, describesBody)
-	}
+	hs, change := r.maskHeaders(hs)
 	if err := r.record.head(ctx, r.status, hs); err != nil {
 		return nil, err
 	}
@@ -137,7 +138,36 @@ func (r *response) choose(hs headers, body bool) (mask.Writer, error) {
 	if limit := r.decision.obligations.Limits.Bytes; err == nil && body && limit > 0 && length > limit {
 		return nil, &access.Denial{Reason: access.LimitExceeded, Message: fmt.Sprintf("the answer has %d bytes, the policy allows %d", length, limit)}
 	}
-	return writerFor(r.masker, r.status, hs, body)
+	w, err := writerFor(r.masker, r.status, hs, body)
+	switch {
+	case err != nil || r.literals == nil || !body:
+		return w, err
+	case w == nil:
+		return r.literals.NewStream(), nil
+	}
+	return mask.Chain(w, r.literals.NewStream()), nil
+}
+
+// maskHeaders hides what masks and literals find in headers or trailers.
+func (r *response) maskHeaders(hs headers) (headers, *extprocv3.HeaderMutation) {
+	dropped := describesBody
+	if r.masker.Empty() {
+		if r.literals == nil {
+			return hs, nil
+		}
+		dropped = func(string) bool { return false } // a literal is replaced by as many bytes
+	}
+	hide := func(value string) (string, int64) {
+		masked, found := r.masker.Text([]byte(value))
+		value, n := r.literals.Replace(string(masked))
+		if found {
+			n++
+		}
+		return value, n
+	}
+	hs, change, n := hs.masked(hide, dropped)
+	r.masked += n
+	return hs, change
 }
 
 func first(values []string) string {
@@ -238,12 +268,7 @@ func (r *response) trailers(ctx context.Context, hs headers) (*extprocv3.Process
 			return nil, errors.New("trailers came while the end of the body was held back")
 		}
 	}
-	var change *extprocv3.HeaderMutation
-	if !r.masker.Empty() {
-		var n int64
-		hs, change, n = hs.masked(r.masker, describesBody)
-		r.masked += n
-	}
+	hs, change := r.maskHeaders(hs)
 	if err := r.end(ctx, nil, hs); err != nil {
 		return nil, err
 	}

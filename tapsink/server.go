@@ -55,6 +55,9 @@ type Config struct {
 	// MaxStreams is how many responses may be under way; more are refused. 0
 	// means DefaultMaxStreams.
 	MaxStreams int
+	// Literals returns the secrets of a resource that no response may show,
+	// whatever policy says: its credential. nil means none.
+	Literals func(resource string) *mask.Literals
 	// Watch returns a context that ends when the session does, and a function
 	// to call when the response is over: until then the session is in use. The
 	// response

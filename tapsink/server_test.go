@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/mask"
 	"chaperone.dev/chaperone/tapsink"
 )
 
@@ -630,5 +632,55 @@ func TestMetrics(t *testing.T) {
 	}
 	if _, err := tapsink.New(tapsink.Config{}); err == nil {
 		t.Error("made without a recorder")
+	}
+}
+
+// TestCredentialIsHidden: a target that echoes what it was sent shows nobody
+// the credential, masks or none, however the body is split; everything else
+// stays as it is, its length too.
+func TestCredentialIsHidden(t *testing.T) {
+	t.Parallel()
+	const key = "k3y-of-billing"
+	hidden := strings.Repeat("*", len(key))
+	literals := func(resource string) *mask.Literals {
+		if resource != "billing" {
+			return nil
+		}
+		return mask.NewLiterals(key)
+	}
+	for name, c := range map[string]struct {
+		obligations access.Obligations
+		pieces      []string
+		want        string
+		length      string // what becomes of content-length
+	}{
+		"without masks": {access.Obligations{}, []string{`{"got":"` + key[:5], key[5:] + `","a":1}`}, `{"got":"` + hidden + `","a":1}`, "kept"},
+		"with masks":    {redact("/ssn"), []string{`{"ssn":"1","got":"` + key + `"}`}, `{"ssn":"***","got":"` + hidden + `"}`, "removed"},
+		"at the end":    {access.Obligations{}, []string{"x " + key, ""}, "x " + hidden, "kept"},
+		"its beginning": {access.Obligations{}, []string{"x " + key[:9]}, "x " + key[:9], "kept"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMemory()
+			path, _ := serve(t, tapsink.Config{Recorder: m, Literals: literals})
+			s := open(t, path, c.obligations)
+			change := s.must(headersMessage(false, ":status", "200", "content-type", "application/json", "content-length", "99", "x-echo", "key="+key)).
+				GetResponseHeaders().GetResponse().GetHeaderMutation()
+			if len(change.GetSetHeaders()) != 1 || string(change.GetSetHeaders()[0].GetHeader().GetRawValue()) != "key="+hidden {
+				t.Errorf("headers change by %v", change)
+			}
+			if got := slices.Contains(change.GetRemoveHeaders(), "content-length"); got != (c.length == "removed") {
+				t.Errorf("content-length is removed: %v", got)
+			}
+			got := ""
+			for i, piece := range c.pieces {
+				got += s.body(i == len(c.pieces)-1, piece)
+			}
+			s.end()
+			events := m.wait(t, hasEnded)
+			if got != c.want || text(events) != c.want || strings.Contains(show(events), key) {
+				t.Errorf("got %q, recorded %s", got, show(events))
+			}
+		})
 	}
 }

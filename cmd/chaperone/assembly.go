@@ -17,6 +17,7 @@ import (
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/config"
 	"chaperone.dev/chaperone/internal/identity"
+	"chaperone.dev/chaperone/internal/mask"
 	"chaperone.dev/chaperone/internal/policy"
 	"chaperone.dev/chaperone/internal/session/postgres"
 	"chaperone.dev/chaperone/internal/sql"
@@ -31,6 +32,7 @@ type revision struct {
 	policies *policy.Set
 	postgres map[string]postgres.Resource
 	access   map[string]access.Resource
+	literals map[string]*mask.Literals // of HTTP resources with a credential
 	tls      *tls.Certificate
 	envoy    *xds.Snapshot
 	since    time.Time
@@ -53,7 +55,8 @@ func (b *builder) build() (*revision, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &revision{config: cfg, policies: set, since: time.Now(), postgres: map[string]postgres.Resource{}, access: map[string]access.Resource{}}
+	r := &revision{config: cfg, policies: set, since: time.Now(), postgres: map[string]postgres.Resource{}, access: map[string]access.Resource{},
+		literals: map[string]*mask.Literals{}}
 	cert, err := tls.X509KeyPair(cfg.Listen.TLS.Cert.Bytes(), cfg.Listen.TLS.Key.Bytes())
 	if err != nil {
 		return nil, fmt.Errorf("listen.tls: %w", err)
@@ -61,6 +64,9 @@ func (b *builder) build() (*revision, error) {
 	r.tls = &cert
 	for _, res := range cfg.Resources {
 		r.access[res.Name] = res.Access()
+		if res.Kind == access.HTTP {
+			r.literals[res.Name] = mask.NewLiterals(credentialForms(res.HTTP.Credential.Value.Secret())...)
+		}
 		if res.Kind != access.Postgres {
 			continue
 		}
@@ -72,6 +78,17 @@ func (b *builder) build() (*revision, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// credentialForms are what of a credential no response may show: the header's
+// value, and what follows a scheme such as Bearer or Basic.
+func credentialForms(value access.Secret) []string {
+	whole := value.Reveal()
+	forms := []string{whole}
+	if _, rest, ok := strings.Cut(whole, " "); ok {
+		forms = append(forms, strings.TrimSpace(rest))
+	}
+	return forms
 }
 
 func (b *builder) postgres(res config.Resource) (postgres.Resource, error) {
@@ -198,6 +215,11 @@ func (c *current) postgresResource(name string) (postgres.Resource, bool) {
 func (c *current) Resource(name string) (access.Resource, bool) {
 	r, ok := c.revision.Load().access[name]
 	return r, ok
+}
+
+// credential finds what no response of a resource may show.
+func (c *current) credential(resource string) *mask.Literals {
+	return c.revision.Load().literals[resource]
 }
 
 // certificate is the gateway's current one.

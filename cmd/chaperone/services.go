@@ -81,6 +81,6 @@ func (s *server) http(cfg *config.Config) (*extauthz.Server, *tapsink.Server, er
 	if err != nil {
 		return nil, nil, err
 	}
-	tap, err := tapsink.New(tapsink.Config{Recorder: s.recorder, Logger: s.log, Registerer: s.metrics, Watch: s.calls.Watch})
+	tap, err := tapsink.New(tapsink.Config{Recorder: s.recorder, Logger: s.log, Registerer: s.metrics, Literals: s.current.credential, Watch: s.calls.Watch})
 	return authorizer, tap, err
 }

@@ -33,6 +33,7 @@ func startBilling(people []customer, key string) (*Billing, error) {
 	b := &Billing{URL: "http://" + l.Addr().String(), key: key, people: people, ended: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /customers/{id}", b.customer)
+	mux.HandleFunc("GET /echo", echo)
 	mux.HandleFunc("DELETE /customers/{id}", b.done)
 	mux.HandleFunc("POST /refunds", b.done)
 	b.server = &http.Server{Handler: b.guard(mux), ReadHeaderTimeout: 10 * time.Second}
@@ -76,6 +77,13 @@ func (b *Billing) customer(w http.ResponseWriter, r *http.Request) {
 		"card":  map[string]any{"brand": "visa", "number": p.Card, "expires": "2029-04"},
 		"notes": []string{"prefers e-mail", "paid last with " + p.Card},
 	})
+}
+
+// echo answers with what it was sent, as the debugging pages of some services
+// do: the API key is among it.
+func echo(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("X-Echo", r.Header.Get("X-Api-Key"))
+	writeJSON(w, map[string]any{"headers": r.Header, "path": r.URL.Path})
 }
 
 func (b *Billing) done(w http.ResponseWriter, r *http.Request) {
