@@ -96,7 +96,8 @@ type Executed struct {
 }
 
 // Rows are result rows in text form as the client receives them. A nil cell is
-// NULL. Columns is set on the first Rows of a result.
+// NULL. Columns is set on the first Rows of a result. The data of a COPY, in
+// either direction, is one cell for each of its messages.
 type Rows struct {
 	Columns []string    `json:"columns,omitempty"`
 	Rows    [][]*string `json:"rows,omitempty"`

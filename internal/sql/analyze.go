@@ -134,6 +134,20 @@ func (a *Analyzer) judgeOne(ctx context.Context, text string, cat *catalog.Snaps
 		return judgeTransaction(text, cat, s.TransactionStmt), nil
 	case *pg.Node_VariableSetStmt:
 		return judgeSet(text, cat, s.VariableSetStmt), nil
+	case *pg.Node_DeclareCursorStmt:
+		return a.judgeDeclare(ctx, text, cat, parsed, s.DeclareCursorStmt)
+	case *pg.Node_FetchStmt:
+		return judgeFetch(text, cat, s.FetchStmt), nil
+	case *pg.Node_ClosePortalStmt:
+		return judgeClose(text, cat, s.ClosePortalStmt), nil
+	case *pg.Node_PrepareStmt:
+		return a.judgePrepare(ctx, text, cat, parsed, s.PrepareStmt)
+	case *pg.Node_ExecuteStmt:
+		return a.judgeExecute(text, cat, s.ExecuteStmt), nil
+	case *pg.Node_DeallocateStmt:
+		return judgeDeallocate(text, cat, s.DeallocateStmt), nil
+	case *pg.Node_CopyStmt:
+		return a.judgeCopy(ctx, text, cat, parsed, s.CopyStmt)
 	case *pg.Node_VariableShowStmt:
 		return judgeShow(text, cat, s.VariableShowStmt), nil
 	}
@@ -230,7 +244,8 @@ func (b *binder) newName(v *pg.RangeVar) string {
 	return v.GetRelname()
 }
 
-// judgeExplain judges EXPLAIN without ANALYZE, which plans and does not run.
+// judgeExplain judges EXPLAIN: with ANALYZE as the statement itself, for it
+// runs it.
 func (a *Analyzer) judgeExplain(ctx context.Context, text string, cat *catalog.Snapshot, parsed *parser.Result, e *pg.ExplainStmt) (*Statement, error) {
 	switch e.GetQuery().GetNode().(type) {
 	case *pg.Node_SelectStmt, *pg.Node_InsertStmt, *pg.Node_UpdateStmt, *pg.Node_DeleteStmt:
@@ -243,11 +258,10 @@ func (a *Analyzer) judgeExplain(ctx context.Context, text string, cat *catalog.S
 		return nil, err
 	}
 	st.body.explained = true
-	if analyzes(e) {
-		// Judged as the statement itself: it would run.
-		return st.refused(unsupported("EXPLAIN ANALYZE", "Use EXPLAIN without ANALYZE, or run the statement itself.")), nil
+	st.ReturnsRows = true
+	if !analyzes(e) { // otherwise it is the statement itself: it runs
+		st.Action.Command = "EXPLAIN"
 	}
-	st.Action.Command, st.ReturnsRows = "EXPLAIN", true
 	if r := explainOptions(e); r != nil && st.Refusal == nil {
 		st.refused(r)
 	}
@@ -283,9 +297,10 @@ func isOff(n *pg.Node) bool {
 func explainOptions(e *pg.ExplainStmt) *Refusal {
 	for _, n := range e.GetOptions() {
 		switch name := n.GetDefElem().GetDefname(); name {
-		case "analyze", "verbose", "costs", "settings", "generic_plan", "summary", "format", "memory":
+		case "analyze", "verbose", "costs", "settings", "generic_plan", "summary", "format", "memory", "buffers",
+			"wal", "timing", "serialize":
 		default:
-			return unsupported("EXPLAIN with "+strings.ToUpper(name), "Use EXPLAIN, VERBOSE, COSTS, SETTINGS, SUMMARY or FORMAT.")
+			return unsupported("EXPLAIN with "+strings.ToUpper(name), "Use ANALYZE, VERBOSE, COSTS, SETTINGS, BUFFERS, WAL, TIMING, SUMMARY or FORMAT.")
 		}
 	}
 	return nil

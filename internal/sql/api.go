@@ -35,6 +35,14 @@ const (
 	KindTransaction             // BEGIN, COMMIT, ROLLBACK, SAVEPOINT, …: see Statement.Transaction
 	KindSetting                 // SET, RESET, SHOW of an allowed setting: see Statement.Setting
 	KindDefinition              // DDL; judged and decided, but not run yet
+	KindDeclare                 // DECLARE CURSOR; judged as its query
+	KindFetch                   // FETCH and MOVE: the session knows what the cursor reads
+	KindClose                   // CLOSE
+	KindPrepare                 // PREPARE; judged as the statement in it
+	KindExecute                 // EXECUTE: the session knows what was prepared
+	KindDeallocate              // DEALLOCATE
+	KindCopyOut                 // COPY … TO STDOUT
+	KindCopyIn                  // COPY … FROM STDIN
 )
 
 // A Statement is one message of SQL as the judge understood it. It is
@@ -51,6 +59,13 @@ type Statement struct {
 	Setting     *Setting
 	Parameters  int  // the highest $n
 	ReturnsRows bool // a SELECT, or a change with RETURNING
+	// Name is the cursor of KindDeclare, KindFetch and KindClose and the prepared
+	// statement of KindPrepare, KindExecute and KindDeallocate; "" means all of
+	// them in KindClose and KindDeallocate.
+	Name      string
+	Hold      bool                    // DECLARE … WITH HOLD
+	Binary    bool                    // of DECLARE BINARY and of COPY in that format
+	Arguments []access.BoundParameter // of EXECUTE
 	// Parts are the statements of a message that has more than one, in order.
 	// Such a message is refused as one statement; each part can be analyzed and
 	// run by itself.

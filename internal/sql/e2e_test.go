@@ -227,7 +227,7 @@ var attacks = []struct {
 	{"update orders set note = 'x' where id = 1 returning (select ssn from customers where id = 1)", true},
 	{"insert into orders (id, note) select 1000 + id, ssn from customers returning note", true},
 	{"with w as (insert into orders (id, note) select 2000 + id, ssn from customers returning note) select * from w", true},
-	{"copy (select ssn from customers) to stdout", false}, // not as rows
+	{"copy (select ssn from customers) to '/tmp/ssn'", false}, // not as rows
 	{"select customers from customers order by ssn", true},
 	{"explain analyze select * from customers where ssn = 'SECRET-1'", true},
 	{"explain select * from customers where ssn = 'SECRET-1'", true},

@@ -112,28 +112,22 @@ var boundEnums = map[protoreflect.Name]string{
 	"SubLinkType":  "EXISTS_SUBLINK ALL_SUBLINK ANY_SUBLINK EXPR_SUBLINK ARRAY_SUBLINK",
 }
 
-// statements are judged by code of their own (session.go, explain.go).
-const statements = "ExplainStmt TransactionStmt VariableSetStmt VariableShowStmt"
+// statements are judged by code of their own (setting.go, cursor.go, copy.go).
+const statements = "ClosePortalStmt CopyStmt DeallocateStmt DeclareCursorStmt ExecuteStmt ExplainStmt FetchStmt PrepareStmt " +
+	"TransactionStmt VariableSetStmt VariableShowStmt"
 
 // refusedForms are refused by name; the text says how people call them.
 var refusedForms = map[protoreflect.Name]string{
 	// statements
 	"CallStmt":           "CALL",
-	"ClosePortalStmt":    "CLOSE",
-	"CopyStmt":           "COPY",
 	"CreateTableAsStmt":  "CREATE TABLE AS",
-	"DeallocateStmt":     "DEALLOCATE",
-	"DeclareCursorStmt":  "DECLARE CURSOR",
 	"DiscardStmt":        "DISCARD",
 	"DoStmt":             "DO",
-	"ExecuteStmt":        "EXECUTE",
-	"FetchStmt":          "FETCH and MOVE",
 	"ListenStmt":         "LISTEN",
 	"LoadStmt":           "LOAD",
 	"LockStmt":           "LOCK",
 	"MergeStmt":          "MERGE",
 	"NotifyStmt":         "NOTIFY",
-	"PrepareStmt":        "PREPARE",
 	"UnlistenStmt":       "UNLISTEN",
 	"ConstraintsSetStmt": "SET CONSTRAINTS",
 	"CheckPointStmt":     "CHECKPOINT",

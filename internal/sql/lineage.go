@@ -130,9 +130,10 @@ type reference struct {
 	aliased     bool
 	aliasNames  bool // AS c (a, b)
 	sampled     bool
-	target      bool   // of INSERT, UPDATE or DELETE
-	system      string // a system column of it that is used
-	everything  bool   // *, or the whole row
+	target      bool     // of INSERT, UPDATE, DELETE or COPY FROM
+	copied      []string // the columns that COPY table TO takes
+	system      string   // a system column of it that is used
+	everything  bool     // *, or the whole row
 	used        map[string]bool
 	usedColumns []string
 }

@@ -32,7 +32,11 @@ func (a *Analyzer) mask(ctx context.Context, st *Statement, cat *catalog.Snapsho
 		if !m.hidden(ref.relation) || ref.target {
 			continue
 		}
-		s.relation(ref, m.subquery(ref))
+		if ref.copied != nil {
+			s.copied(ref, m.copySubquery(ref))
+		} else {
+			s.relation(ref, m.subquery(ref))
+		}
 		for _, c := range ref.usedColumns {
 			if m.columns[ref.relation.OID][c] {
 				hidden[ref.relation.Qualified()+"."+c] = true

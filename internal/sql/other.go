@@ -33,16 +33,13 @@ func (a *Analyzer) judgeOther(text string, cat *catalog.Snapshot, node *pg.Node)
 		st.Refusal = unsupported(st.Action.Command, "Definitions are not run through the gateway yet: ask the owner of the database.")
 	case formRefused:
 		st.Refusal = unsupported(refusedForms[name], formHints[name])
-		if c := node.GetCopyStmt(); c != nil && !c.GetIsFrom() {
-			b.reads, b.writes = b.writes, b.reads
-		}
 		st.Action.Unknown = []string{refusedForms[name] + " is not looked into"}
 	default:
 		st.Refusal = unsupported("the statement "+st.Action.Command, "")
 		st.Action.Unknown = []string{"the statement " + string(name) + " is not known"}
 	}
-	st.Action.Session = name == "DiscardStmt" || name == "ListenStmt" || name == "UnlistenStmt" || name == "PrepareStmt" ||
-		name == "DeallocateStmt" || name == "LoadStmt" || name == "ConstraintsSetStmt"
+	st.Action.Session = name == "DiscardStmt" || name == "ListenStmt" || name == "UnlistenStmt" ||
+		name == "LoadStmt" || name == "ConstraintsSetStmt"
 	st.Action.Reads, st.Action.Writes = sortedKeys(b.reads), sortedKeys(b.writes)
 	st.Action.Tables = unite(st.Action.Reads, st.Action.Writes)
 	return st
@@ -159,10 +156,6 @@ func commandOf(node *pg.Node, name protoreflect.Name) string {
 		if s.CreateTableAsStmt.GetObjtype() == pg.ObjectType_OBJECT_MATVIEW {
 			return "CREATE MATERIALIZED VIEW"
 		}
-	case *pg.Node_FetchStmt:
-		if s.FetchStmt.GetIsmove() {
-			return "MOVE"
-		}
 	}
 	if command := commands[name]; command != "" {
 		return command
@@ -194,7 +187,6 @@ var commands = map[protoreflect.Name]string{
 	"AlterTSConfigurationStmt":     "ALTER TEXT SEARCH CONFIGURATION",
 	"AlterTSDictionaryStmt":        "ALTER TEXT SEARCH DICTIONARY",
 	"CheckPointStmt":               "CHECKPOINT",
-	"ClosePortalStmt":              "CLOSE",
 	"CompositeTypeStmt":            "CREATE TYPE",
 	"ConstraintsSetStmt":           "SET CONSTRAINTS",
 	"CreateAmStmt":                 "CREATE ACCESS METHOD",

@@ -28,16 +28,19 @@ var settable = map[string]func(value string) (time.Duration, error){
 	"timezone":                            plainText,
 	"client_encoding":                     oneOf("utf8", "utf-8", "unicode"),
 	"standard_conforming_strings":         oneOf("on", "true", "1", "yes"),
+	"intervalstyle":                       oneOf("postgres"),
+	"default_transaction_isolation":       oneOf("read committed", "read uncommitted", "repeatable read", "serializable"),
+	"default_transaction_read_only":       oneOf("on", "off", "true", "false", "yes", "no", "1", "0"),
+	"default_transaction_deferrable":      oneOf("on", "off", "true", "false", "yes", "no", "1", "0"),
 }
 
 // showable are the settings besides those that SHOW may read.
-const showable = " server_version server_version_num server_encoding transaction_isolation transaction_read_only search_path " +
-	"is_superuser session_authorization integer_datetimes max_identifier_length default_transaction_isolation " +
-	"default_transaction_read_only lc_collate lc_ctype lc_messages lc_monetary lc_numeric lc_time intervalstyle in_hot_standby " +
-	"max_index_keys block_size role "
+const showable = " server_version server_version_num server_encoding transaction_isolation transaction_read_only transaction_deferrable " +
+	"search_path is_superuser session_authorization integer_datetimes max_identifier_length lc_collate lc_ctype lc_messages " +
+	"lc_monetary lc_numeric lc_time in_hot_standby max_index_keys block_size role "
 
 const settingHint = "These can be set: application_name, statement_timeout, lock_timeout, idle_in_transaction_session_timeout, " +
-	"extra_float_digits, client_min_messages, datestyle (ISO), timezone and client_encoding (UTF8)."
+	"extra_float_digits, client_min_messages, datestyle (ISO), timezone, client_encoding (UTF8) and default_transaction_…."
 
 func sessionStatement(text string, cat *catalog.Snapshot, kind Kind, command string) *Statement {
 	return &Statement{Text: text, Kind: kind, Action: access.SQL{
@@ -64,6 +67,10 @@ func judgeSet(text string, cat *catalog.Snapshot, s *pg.VariableSetStmt) *Statem
 	case pg.VariableSetKind_VAR_SET_MULTI:
 		if s.GetName() == "TRANSACTION" && transactionModes(s.GetArgs()) {
 			st.Kind, st.Transaction, st.Action.Command = KindTransaction, TxSet, "SET TRANSACTION"
+			return st
+		}
+		if s.GetName() == "SESSION CHARACTERISTICS" && transactionModes(s.GetArgs()) {
+			st.Kind, st.Transaction, st.Action.Command = KindTransaction, TxSet, "SET SESSION CHARACTERISTICS"
 			return st
 		}
 		return st.refused(unsupported("SET "+s.GetName(), "Set isolation level and access mode with BEGIN or SET TRANSACTION."))

@@ -31,6 +31,7 @@ const (
 	sqlstateDupStatement   = "42P05" // duplicate_prepared_statement
 	sqlstateDupPortal      = "42P03" // duplicate_cursor
 	sqlstateNoParameter    = "42P02" // undefined_parameter
+	sqlstateFailed         = "25P02" // in_failed_sql_transaction
 	sqlstateEncoding       = "22021" // character_not_in_repertoire
 )
 

@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/sql"
 )
 
 // query serves the simple protocol. Towards the target each statement is one
@@ -92,10 +93,10 @@ func (s *session) runPortal(ctx context.Context, p *portal, max uint32, simple b
 			return s.refuseUnless(ctx, err, r, belongsTo(p.statement, p))
 		}
 	}
-	if err := s.stageRun(ctx, e, simple); err != nil || !e.limited() {
+	if err := s.stageRun(ctx, e, simple); err != nil || !e.limited() && !e.copies(sql.KindCopyIn) {
 		return err
 	}
-	if err := s.drain(ctx); err != nil {
+	if err := s.drain(ctx); err != nil || !e.limited() {
 		return err
 	}
 	return s.settle(ctx, e)
@@ -128,7 +129,8 @@ func (s *session) admit(ctx context.Context, p *portal, max uint32, simple bool)
 	}
 	grant := ""
 	evidence := []access.Event{v.decided(s)}
-	if v.decision.Effect == access.Approve && !s.continues(p, v) {
+	preparing := st.judged.Kind == sql.KindPrepare // runs nothing: EXECUTE is held
+	if v.decision.Effect == access.Approve && !preparing && !s.continues(p, v) {
 		var r *refusal
 		if v, grant, r, err = s.hold(ctx, p, v); err != nil {
 			return nil, false, err
@@ -144,10 +146,13 @@ func (s *session) admit(ctx context.Context, p *portal, max uint32, simple bool)
 		return nil, false, s.refuse(ctx, s.stale(v), belongs)
 	}
 	s.metrics.statements.WithLabelValues(v.decision.Effect.String()).Inc()
-	executed := s.event(access.Event{Request: id, Executed: &access.Executed{SQL: st.forwardText(), Parameters: p.params, Approval: grant}})
+	if !preparing {
+		evidence = append(evidence, s.event(access.Event{Request: id, Executed: &access.Executed{
+			SQL: st.forwardText(), Parameters: v.request.Action.SQL.Parameters, Approval: grant}}))
+	}
 	e = &execution{
-		request: v.request, decision: v.decision, statement: st, portal: p, max: max,
-		limits: v.decision.Obligations.Limits, detector: st.detect, span: span, before: append(evidence, executed),
+		request: v.request, decision: v.decision, statement: st, portal: p, max: max, runs: s.left(st), sent: st.forwardText(),
+		limits: v.decision.Obligations.Limits, detector: st.detect, span: span, before: evidence,
 	}
 	return e, false, nil
 }
@@ -155,6 +160,9 @@ func (s *session) admit(ctx context.Context, p *portal, max uint32, simple bool)
 // continues reports whether an execution is the rest of one that was granted:
 // the same portal, stopped at its row count, with nothing changed since.
 func (s *session) continues(p *portal, v *verdict) bool {
+	if n := s.left(p.statement); n != nil && n.cursor { // FETCH goes on with what DECLARE began
+		return n.granted != "" && n.granted == continuationDigest(v)
+	}
 	return p.suspended && p.granted != "" && p.granted == continuationDigest(v)
 }
 
@@ -185,7 +193,10 @@ func (s *session) stageRun(ctx context.Context, e *execution, simple bool) error
 		if err != nil {
 			return err
 		}
-		if err := s.stage(ctx, step{kind: stepBind, simple: true, statement: st}, &pgproto3.Bind{}); err != nil {
+		if e.runs != nil && e.runs.binary {
+			p.formats = []int16{1}
+		}
+		if err := s.stage(ctx, step{kind: stepBind, simple: true, statement: st}, &pgproto3.Bind{ResultFormatCodes: p.formats}); err != nil {
 			return err
 		}
 	}
@@ -238,6 +249,9 @@ func (s *session) complete(e *execution, typ byte, body []byte) {
 		tag = "suspended"
 	}
 	e.portal.suspended = typ == 's'
+	if typ == 'C' {
+		s.learn(e)
+	}
 	s.out = appendFrame(s.out, typ, body)
 	s.finish(e, tag, "")
 }

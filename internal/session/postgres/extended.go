@@ -25,10 +25,10 @@ func (s *session) parse(ctx context.Context, body []byte) error {
 	if err := msg.Decode(body); err != nil {
 		return s.inboxFault(ctx, malformed("Parse"))
 	}
-	if _, exists := s.statements[msg.Name]; exists && msg.Name != "" {
+	if msg.Name != "" && (s.statements[msg.Name] != nil || s.prepared[msg.Name] != nil) {
 		return s.refuse(ctx, plainError(sqlstateDupStatement, "prepared statement %q already exists", printable(msg.Name, 100)), nil)
 	}
-	if len(s.statements) >= maxStatements || s.textBytes+len(msg.Query) > maxStatementText {
+	if s.tooManyStatements(len(msg.Query)) {
 		d := s.newDenial(access.LimitExceeded, "too many prepared statements")
 		d.Hint = "close some of them"
 		return s.refuse(ctx, refuse(d, "prepared statements"), nil)
@@ -37,7 +37,7 @@ func (s *session) parse(ctx context.Context, body []byte) error {
 		return s.refuse(ctx, r, nil)
 	}
 	st := &statement{name: msg.Name, text: msg.Query, types: msg.ParameterOIDs}
-	v, err := s.judge(ctx, st, access.NewRequestID(), nil, false)
+	v, err := s.judgeEarly(ctx, st, nil)
 	if err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (s *session) bind(ctx context.Context, body []byte) error {
 	if r != nil {
 		return s.refuse(ctx, r, nil)
 	}
-	v, err := s.judge(ctx, st, access.NewRequestID(), params, false)
+	v, err := s.judgeEarly(ctx, st, params)
 	if err != nil {
 		return err
 	}
@@ -265,7 +265,7 @@ func (s *session) execute(ctx context.Context, body []byte) error {
 // needsShape reports whether the recording and the detectors must learn the
 // columns of the result first.
 func (p *portal) needsShape() bool {
-	if p.describing || p.statement.describing || p.fields != nil || p.statement.fields != nil {
+	if p.describing || p.fields != nil || !p.statement.shapeless() && (p.statement.describing || p.statement.fields != nil) {
 		return false
 	}
 	judged := p.statement.judged

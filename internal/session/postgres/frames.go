@@ -34,12 +34,6 @@ const (
 // take.
 func refusedMessage(typ byte) (name string, known bool) {
 	switch typ {
-	case 'd':
-		return "CopyData", true
-	case 'c':
-		return "CopyDone", true
-	case 'f':
-		return "CopyFail", true
 	case 'F':
 		return "FunctionCall", true
 	case 'p':
@@ -50,7 +44,8 @@ func refusedMessage(typ byte) (name string, known bool) {
 
 func takenMessage(typ byte) bool {
 	switch typ {
-	case msgQuery, msgParse, msgBind, msgDescribe, msgExecute, msgSync, msgFlush, msgClose, msgTerminate:
+	case msgQuery, msgParse, msgBind, msgDescribe, msgExecute, msgSync, msgFlush, msgClose, msgTerminate,
+		msgCopyData, msgCopyDone, msgCopyFail:
 		return true
 	}
 	return false
@@ -237,6 +232,13 @@ func (in *inbox) next(ctx context.Context) (frame, error) {
 			return frame{}, context.Cause(ctx)
 		}
 	}
+}
+
+// waiting reports whether a frame can be had at once.
+func (in *inbox) waiting() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return len(in.queue) > 0
 }
 
 // isGone reports whether nobody reads answers any more.

@@ -69,7 +69,7 @@ type portal struct {
 
 func (p *portal) field(i int) field {
 	fields := p.fields
-	if fields == nil {
+	if fields == nil && !p.statement.shapeless() {
 		fields = p.statement.fields
 	}
 	if i >= len(fields) {
@@ -98,7 +98,14 @@ func (p *portal) text(i int, cell []byte) string {
 	return cellText(p.types, p.field(i).oid, p.format(i), cell)
 }
 
+// shapeless reports whether the columns of a statement can be others each time
+// it runs.
+func (st *statement) shapeless() bool { return st.judged != nil && runs(st.judged) }
+
 func (p *portal) columns() []string {
+	if kind := p.statement.judged.Kind; kind == sql.KindCopyOut || kind == sql.KindCopyIn {
+		return []string{"COPY"}
+	}
 	fields := p.fields
 	if fields == nil {
 		fields = p.statement.fields
@@ -148,6 +155,14 @@ func (s *session) judge(ctx context.Context, st *statement, id string, params []
 		v.empty, st.forward = true, nil
 		return v, nil
 	}
+	if runs(st.judged) {
+		return v, s.judgeNamed(ctx, st, v, fresh)
+	}
+	return v, s.decide(ctx, st, v, params)
+}
+
+// decide asks policy about st, which was analyzed, and masks it.
+func (s *session) decide(ctx context.Context, st *statement, v *verdict, params []access.BoundParameter) error {
 	action := st.judged.Action
 	action.Text, action.Parameters, action.InTransaction = st.text, params, s.inTransaction()
 	action.Statements = max(action.Statements, st.count)
@@ -157,15 +172,21 @@ func (s *session) judge(ctx context.Context, st *statement, id string, params []
 	v.request.Action.SQL = &action
 	v.decision, v.asked = s.deps.Decider.Decide(ctx, v.request), true
 	if v.refused = s.applyDecision(ctx, st, v); v.refused != nil {
-		return v, nil
+		return nil
 	}
-	if err := s.mask(ctx, st, v); err != nil {
-		return nil, err
+	if err := s.mask(ctx, st, v); err != nil || v.refused != nil {
+		return err
 	}
-	if v.refused == nil && st.forward.Text != st.text {
+	if st.detect != nil && st.judged.Kind == sql.KindCopyOut {
+		v.refused = s.judgeRefused(v, &sql.Refusal{Reason: access.Unsupported,
+			Message: "the data of COPY is never altered, and " + v.decision.Rule() + " masks what it finds in results", Hint: "use SELECT"})
+		return nil
+	}
+	s.deallocated(st)
+	if st.forward.Text != st.text {
 		action.Forward = st.forward.Text
 	}
-	return v, nil
+	return nil
 }
 
 // renewResource takes the resource as the configuration has it now. A session
@@ -232,7 +253,11 @@ func (s *session) applyDecision(ctx context.Context, st *statement, v *verdict) 
 		return s.judgeRefused(v, r)
 	}
 	switch st.judged.Kind {
-	case sql.KindQuery, sql.KindChange, sql.KindTransaction:
+	case sql.KindQuery, sql.KindChange, sql.KindTransaction, sql.KindCopyOut, sql.KindCopyIn:
+	case sql.KindDeclare, sql.KindClose, sql.KindPrepare, sql.KindDeallocate:
+		if r := s.checkName(st, v); r != nil {
+			return r
+		}
 	case sql.KindSetting:
 		if set := st.judged.Setting; set != nil && !set.Show && strings.EqualFold(set.Name, "search_path") {
 			return s.judgeRefused(v, &sql.Refusal{Reason: access.Unsupported,
@@ -347,7 +372,7 @@ func literalMask(text string) bool {
 // writesMask refuses a mask that comes back: stored, it would destroy the value
 // that it stands for.
 func (s *session) writesMask(st *statement, v *verdict) *refusal {
-	if st.judged.Kind != sql.KindChange || !s.masked {
+	if st.judged.Kind != sql.KindChange && len(st.judged.Action.Writes) == 0 || !s.masked {
 		return nil
 	}
 	found := literalMask(st.text)

@@ -18,7 +18,7 @@ func (e *execution) limited() bool { return e != nil && e.limits != (access.Limi
 
 // countsChanges reports whether changed rows must be counted.
 func (e *execution) countsChanges() bool {
-	return e.limits.RowsChanged > 0 && !e.statement.judged.Action.ReadOnly
+	return e.limits.RowsChanged > 0 && !e.request.Action.SQL.ReadOnly
 }
 
 // maxRows is how many rows to ask the target for: with a limit one more than it
@@ -27,7 +27,7 @@ func (e *execution) maxRows() uint32 {
 	if e.limits.RowsRead <= 0 {
 		return e.max
 	}
-	ask := max(e.limits.RowsRead-e.portal.rows, 0) + 1
+	ask := max(e.limits.RowsRead-*e.seen(), 0) + 1
 	if e.max != 0 && int64(e.max) < ask || ask > 1<<31-1 {
 		return e.max
 	}
@@ -102,7 +102,7 @@ func (s *session) countBefore(ctx context.Context, e *execution) (*refusal, erro
 // countAfter refuses an execution that changed more than its limit.
 func (s *session) countAfter(ctx context.Context, e *execution) (*refusal, error) {
 	var tagged int64
-	if e.withheld == 'C' {
+	if e.withheld == 'C' && len(e.request.Action.SQL.Writes) > 0 {
 		tagged = pgconn.NewCommandTag(string(e.tag[:max(len(e.tag)-1, 0)])).RowsAffected()
 	}
 	if tagged > e.limits.RowsChanged {

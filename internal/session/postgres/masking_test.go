@@ -131,9 +131,9 @@ func TestRefusedByName(t *testing.T) {
 	w := g.wire(t)
 	mark := len(g.pg.Log())
 	for _, text := range []string{
-		"prepare p as select 1", "copy orders to stdout", "declare c cursor for select 1", "do $$ begin end $$",
+		"copy orders to '/tmp/x'", "copy orders from program 'id'", "create table t as select 1", "do $$ begin end $$",
 		"listen x", "set role postgres", "set search_path = evil", "drop table orders", "create table t (id int)", "lock table orders",
-		"select pg_read_file('/etc/passwd')", "set session_replication_role = replica", "execute p", "discard all", "load 'x'",
+		"select pg_read_file('/etc/passwd')", "set session_replication_role = replica", "merge into orders using notes on false when not matched then do nothing", "discard all", "load 'x'",
 	} {
 		w.send(&pgproto3.Query{String: text})
 		e, ok := w.receive().(*pgproto3.ErrorResponse)

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/sql"
 )
 
 // A stepKind is what the target answers a message with.
@@ -221,6 +222,10 @@ func (s *session) answer(ctx context.Context, typ byte, body []byte) error {
 		return s.rowsDescribed(s.pop(), typ, body)
 	case typ == 'D' && head.kind == stepExecute:
 		return s.row(ctx, head, body)
+	case typ == 'G' && head.kind == stepExecute && head.exec.copies(sql.KindCopyIn):
+		return s.copyIn(ctx, head.exec, body)
+	case (typ == 'H' || typ == msgCopyData || typ == msgCopyDone) && head.kind == stepExecute && head.exec.copies(sql.KindCopyOut):
+		return s.copyOut(ctx, head.exec, typ, body)
 	case (typ == 'C' || typ == 'I' || typ == 's') && head.kind == stepExecute:
 		s.executed(s.pop(), typ, body)
 	case typ == 'Z' && head.kind == stepSync && len(body) == 1:
@@ -392,7 +397,7 @@ func (s *session) readyForQuery(ctx context.Context, st step, status byte) error
 	}
 	s.status, s.ran, s.dirty, s.skipping, s.discarding = status, false, false, false, false
 	if status == statusIdle {
-		clear(s.portals) // they ended with their transaction
+		s.transactionEnded()
 	}
 	if st.quiet {
 		return nil

@@ -27,6 +27,8 @@ type execution struct {
 	portal    *portal
 	max       uint32 // rows that the client asked for; 0 is all
 	limits    access.Limits
+	runs      *named   // what FETCH and EXECUTE run; nil for all others
+	sent      string   // as the target gets it
 	detector  Detector // nil when nothing is to be detected
 	span      trace.Span
 
@@ -77,7 +79,8 @@ func (s *session) row(ctx context.Context, st *step, body []byte) error {
 	if e == nil || e.over != nil {
 		return nil
 	}
-	if e.limits.RowsRead > 0 && e.portal.rows >= e.limits.RowsRead {
+	seen := e.seen()
+	if e.limits.RowsRead > 0 && *seen >= e.limits.RowsRead {
 		// No more than this row was asked for: nothing needs cancelling.
 		e.over = s.overLimit(e, fmt.Sprintf("the result has more than %d rows", e.limits.RowsRead))
 		return nil
@@ -91,7 +94,7 @@ func (s *session) row(ctx context.Context, st *step, body []byte) error {
 		s.up.cancel()
 		return nil
 	}
-	e.rows, e.bytes, e.portal.rows = e.rows+1, e.bytes+int64(len(body)), e.portal.rows+1
+	e.rows, e.bytes, *seen = e.rows+1, e.bytes+int64(len(body)), *seen+1
 	e.keep(cells, s.cfg.RecordedResult)
 	s.out = appendFrame(s.out, 'D', body)
 	s.metrics.bytes.Add(float64(len(body)))
@@ -99,6 +102,15 @@ func (s *session) row(ctx context.Context, st *step, body []byte) error {
 		return s.flush(ctx)
 	}
 	return nil
+}
+
+// seen counts the rows that the client already got of this result: a portal's
+// or a cursor's, however many executions fetched them.
+func (e *execution) seen() *int64 {
+	if e.runs != nil && e.runs.cursor {
+		return &e.runs.rows
+	}
+	return &e.portal.rows
 }
 
 // overLimit is the refusal of a result beyond what the rule allows.

@@ -57,7 +57,9 @@ type session struct {
 	discarding bool // the client's messages have no effect up to Sync
 	statements map[string]*statement
 	portals    map[string]*portal
-	textBytes  int // of the named statements
+	cursors    map[string]*named // SQL cursors
+	prepared   map[string]*named // by PREPARE
+	textBytes  int               // of the prepared statements
 	names      int
 	asks       []string // approvals left open
 
@@ -105,6 +107,7 @@ func (c *connection) open(ctx context.Context, start *startup, p access.Principa
 		Service: c.Service, conn: c.conn, info: info, resource: resource, span: span, types: pgtype.NewMap(),
 		log:        c.deps.Log.With("session", info.ID, "resource", resource.Access.Name),
 		statements: map[string]*statement{}, portals: map[string]*portal{}, status: statusIdle,
+		cursors: map[string]*named{}, prepared: map[string]*named{},
 	}
 	cause := s.run(ctx, start)
 	closeSession(cause)
@@ -219,8 +222,8 @@ func (s *session) inboxFault(ctx context.Context, err error) error {
 
 // handle takes one message of the client.
 func (s *session) handle(ctx context.Context, f frame) error {
-	if s.discarding && f.typ != msgSync {
-		return nil
+	if s.discarding && f.typ != msgSync || f.typ == msgCopyData || f.typ == msgCopyDone || f.typ == msgCopyFail {
+		return nil // data of a copy that failed may still be on its way
 	}
 	if name, known := refusedMessage(f.typ); known {
 		return s.refusedMessage(ctx, f.typ, name)

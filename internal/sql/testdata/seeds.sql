@@ -462,3 +462,12 @@ delete from orders where exists (select 1 from customers where ssn = 'SECRET-1')
 select (select 1 from customers where ssn = 'SECRET-1')
 select 1 / (select count(*) from customers where card like 'SECRET-CARD-1%')
 select ssn from pg_temp.customers
+declare c scroll cursor with hold for select ssn from customers
+fetch backward 5 from c
+prepare p (int, text) as select ssn from customers where id = $1
+execute p (1, 'x'::text, null)
+deallocate all
+copy customers (id, ssn) to stdout csv header
+copy (select ssn from customers) to stdout (format binary)
+copy orders (id, total) from stdin where total > 3
+explain (analyze, buffers) select ssn from customers
