@@ -6,6 +6,9 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
 # A number of inputs, not a time: a busy machine may meet the end of a time
 # with an input under way, which go test takes for a failure.
 FUZZTIME ?= 1000x
+# Of the differential test of the SQL judge, and a number that chooses them.
+STATEMENTS ?= 100000
+SEED ?= 1
 export PATH := $(TOOLS)/bin:$(PATH)
 # Everything but the end-to-end tests, which run the whole product.
 UNIT = $(shell go list ./... | grep -v 'chaperone/e2e$$')
@@ -25,6 +28,7 @@ tools: ## install the real servers and checkers that the tests use
 	@tools/install envoy postgres dex redis python jaeger staticcheck govulncheck
 
 test: tools build vet lint race e2e docs fuzz vuln ## run everything
+	@$(MAKE) --no-print-directory differential STATEMENTS=20000
 	@echo "make test: all parts passed"
 
 test-fast: ## unit tests without the race detector, in under a minute
@@ -48,6 +52,9 @@ e2e: tools build ## the whole product: real Envoy, PostgreSQL, Redis, Dex, psql,
 docs: build ## every command and file shown in the documents
 	go test -count=1 -run TestDocs ./e2e/...
 
+differential: tools ## 100,000 statements, judged and run on real servers: what was read-only must change nothing; STATEMENTS= SEED=
+	go test -timeout 30m -count=1 -run '^TestDifferential$$' ./internal/sql -differential $(STATEMENTS) -seed $(SEED)
+
 fuzz: ## each fuzz target for FUZZTIME: 1000x inputs, or a time (30s)
 	@set -eo pipefail; grep -rno --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' . | sed -E 's|/[^/]*:[0-9]+:func | |' | sort | while read -r p f; do \
 		echo "fuzz $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p </dev/null; done
@@ -63,4 +70,4 @@ bench: tools build ## CPU per request and per transaction beside Envoy alone, as
 golden: ## write the golden files anew
 	go test ./xds ./internal/... -run Golden -update
 
-.PHONY: help build demo tools test test-fast vet lint race e2e docs fuzz vuln bench golden
+.PHONY: help build demo tools test test-fast vet lint race e2e docs fuzz vuln bench golden differential

@@ -105,7 +105,7 @@ type Postgres struct {
 	TLS        TargetTLS          `yaml:"tls" doc:"TLS to the target"`
 	Credential PostgresCredential `yaml:"credential" doc:"the role that is injected"`
 	Unwalled   bool               `yaml:"unwalled" doc:"accept a role that may read masked columns"`
-	Functions  []string           `yaml:"functions" doc:"functions of this database, schema.name, known to change nothing"`
+	Functions  []string           `yaml:"functions" doc:"functions of this database known to change nothing: schema.name, or schema.name(integer, text) for one of several"`
 }
 
 // TargetTLS says how the target proves itself.

@@ -18,6 +18,7 @@ import (
 )
 
 var (
+	functionName = regexp.MustCompile(`^[^.()\s]+\.[^.()\s]+(\([^()]*\))?$`) // schema.name or schema.name(integer, text)
 	resourceName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 	headerName   = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 	labelKey     = regexp.MustCompile(`^[a-z][a-z0-9_]{0,62}$`)
@@ -266,8 +267,8 @@ func (v *validation) postgres(path string, r *Resource) {
 	}
 	v.secret(path+".credential.password", &p.Credential.Password, true)
 	for i, f := range p.Functions {
-		if schema, name, ok := strings.Cut(f, "."); !ok || schema == "" || name == "" {
-			v.fault(fmt.Sprintf("%s.functions[%d]", path, i), "must be schema.name")
+		if !functionName.MatchString(f) {
+			v.fault(fmt.Sprintf("%s.functions[%d]", path, i), "must be schema.name or schema.name(types)")
 		}
 	}
 }

@@ -28,8 +28,8 @@ func newAnalyzer(c Config) (*Analyzer, error) {
 		return nil, errors.New("sql: no parser")
 	}
 	for _, f := range c.CuratedFunctions {
-		if strings.Count(f, ".") != 1 || strings.HasPrefix(f, ".") || strings.HasSuffix(f, ".") {
-			return nil, fmt.Errorf("sql: curated function %q is not schema.name", f)
+		if !curatedName.MatchString(f) {
+			return nil, fmt.Errorf("sql: curated function %q is not schema.name or schema.name(types)", f)
 		}
 	}
 	return &Analyzer{
@@ -180,6 +180,9 @@ func (a *Analyzer) judgeQuery(ctx context.Context, text string, cat *catalog.Sna
 	b.settle()
 	views, err := a.followViews(ctx, cat, b)
 	if err != nil {
+		return nil, err
+	}
+	if err := a.followUnnamed(ctx, cat, b); err != nil {
 		return nil, err
 	}
 	st.body = &body{parsed: parsed, bound: b, viewReads: views}

@@ -17,9 +17,11 @@ type Parser interface {
 // Config is what an Analyzer needs.
 type Config struct {
 	Parser Parser
-	// CuratedFunctions are further functions, as schema.name, that the operator
-	// vouches for: they change nothing and reveal nothing beyond their
-	// arguments. Built-in functions that do are known without this.
+	// CuratedFunctions are further functions that the operator vouches for: they
+	// change nothing and reveal nothing beyond their arguments. schema.name is
+	// every function of that name, schema.name(integer, text) the one with these
+	// arguments, spelled as psql's \\df does. Built-in functions that change
+	// nothing are known without this.
 	CuratedFunctions []string
 }
 

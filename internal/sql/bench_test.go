@@ -2,7 +2,17 @@ package sql
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"chaperone.dev/chaperone/internal/sql/catalog"
 )
 
 const benchQuery = "select c.id, c.name, c.ssn, o.total from customers c join orders o on o.customer_id = c.id where o.total > $1 order by o.at limit 10"
@@ -38,4 +48,79 @@ func BenchmarkMask(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// firstSeen is a text of 200 characters that no statement before had, with a
+// column to mask.
+func firstSeen(i int) string {
+	text := fmt.Sprintf("select c.id, c.name, c.ssn, o.total, o.at from customers c join orders o on o.customer_id = c.id where o.total > %d and c.name like 'n%d%%' order by o.at desc limit 10 -- ", i, i)
+	return text + strings.Repeat("x", 200-len(text))
+}
+
+func judgeFirstSeen(b *testing.B, a *Analyzer, cat *catalog.Snapshot, i int) {
+	st, err := a.Analyze(context.Background(), firstSeen(i), cat)
+	if err != nil || !st.Action.ReadOnly {
+		b.Fatal(err, st)
+	}
+	if f, err := a.Mask(context.Background(), st, cat, secrets); err != nil || len(f.Masked) != 1 {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkFirstSeen judges and rewrites a statement that was never seen.
+func BenchmarkFirstSeen(b *testing.B) {
+	a, cat := newTestAnalyzer(b), testCatalog(b)
+	i := 0
+	for b.Loop() {
+		i++
+		judgeFirstSeen(b, a, cat, i)
+	}
+}
+
+// BenchmarkFirstSeen16 does so for 16 clients at once and reports how long they
+// waited, and the most memory that the parser's workers had.
+func BenchmarkFirstSeen16(b *testing.B) {
+	a, cat := newTestAnalyzer(b), testCatalog(b)
+	waited := make([]time.Duration, b.N)
+	var next atomic.Int64
+	var clients sync.WaitGroup
+	b.ResetTimer()
+	for range 16 {
+		clients.Go(func() {
+			for i := int(next.Add(1)) - 1; i < b.N; i = int(next.Add(1)) - 1 {
+				began := time.Now()
+				judgeFirstSeen(b, a, cat, i)
+				waited[i] = time.Since(began)
+			}
+		})
+	}
+	clients.Wait()
+	b.StopTimer()
+	slices.Sort(waited)
+	b.ReportMetric(float64(waited[len(waited)/2].Microseconds())/1000, "p50-ms")
+	b.ReportMetric(float64(waited[len(waited)*99/100].Microseconds())/1000, "p99-ms")
+	b.ReportMetric(workersPeak(b), "workers-peak-MB")
+}
+
+// workersPeak is the most resident memory that the children of this process
+// ever had, together.
+func workersPeak(b *testing.B) float64 {
+	tasks, _ := filepath.Glob("/proc/self/task/*/children")
+	kilobytes := 0
+	for _, task := range tasks {
+		children, _ := os.ReadFile(task)
+		for pid := range strings.FieldsSeq(string(children)) {
+			status, _ := os.ReadFile("/proc/" + pid + "/status")
+			for line := range strings.Lines(string(status)) {
+				var peak int
+				if n, _ := fmt.Sscanf(line, "VmHWM: %d kB", &peak); n == 1 {
+					kilobytes += peak
+				}
+			}
+		}
+	}
+	if kilobytes == 0 {
+		b.Log("the memory of the workers is not known here")
+	}
+	return float64(kilobytes) / 1024
 }

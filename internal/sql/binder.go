@@ -9,7 +9,6 @@ import (
 	pg "github.com/pganalyze/pg_query_go/v6"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
-	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/sql/catalog"
 )
 
@@ -328,10 +327,7 @@ func (b *binder) alias(src *source, a *pg.Alias) {
 	}
 	src.alias = a.GetAliasname()
 	if len(a.GetColnames()) > len(src.outputs) {
-		b.refuse(&Refusal{
-			Reason: access.Unreadable, SQLState: "42P10",
-			Message: fmt.Sprintf("table %q has %d columns available but %d columns specified", src.alias, len(src.outputs), len(a.GetColnames())),
-		})
+		b.unreadable(-1, "42P10", "table %q has %d columns available but %d columns specified", src.alias, len(src.outputs), len(a.GetColnames()))
 		return
 	}
 	src.outputs, src.byName = slices.Clone(src.outputs), nil
@@ -355,6 +351,9 @@ func (b *binder) touch(src *source, column string) {
 // typeOf notes when a column's type may bring code of its own.
 func (b *binder) typeOf(c *catalog.Column) {
 	if c.OwnType == "" {
+		if c.TypeKind == "p" { // anyarray, of the planner's statistics
+			b.anyValue(c)
+		}
 		return
 	}
 	b.ownTypes = true
@@ -364,6 +363,17 @@ func (b *binder) typeOf(c *catalog.Column) {
 	}
 	if c.TypeSchema != "pg_catalog" && !b.library.extensions[c.Extension] {
 		b.doubt("type %s has functions of its own", c.OwnType)
+	}
+}
+
+// anyValue notes a doubt when a column that holds values of any type may hold
+// one whose functions are not known.
+func (b *binder) anyValue(c *catalog.Column) {
+	for _, t := range b.cat.Bases() {
+		if !b.library.extensions[t.Extension] {
+			b.doubt("column %s may hold values of type %s.%s, which has functions of its own", c.Name, t.Schema, t.Name)
+			return
+		}
 	}
 }
 

@@ -117,17 +117,19 @@ func (b *binder) functionNamed(nodes []*pg.Node, location int32) string {
 }
 
 // knownFunction reports whether every function of that name is vouched for: by
-// the lists, or because all of them belong to extensions that are.
+// the lists, by its signature, or because it belongs to an extension that is.
+// In pg_catalog a name on the list means what came with the server alone.
 func (b *binder) knownFunction(schema, name string) bool {
-	if b.library.functions[schema+"."+name] {
+	qualified := schema + "." + name
+	found := b.library.functions[qualified]
+	if found && schema != "pg_catalog" {
 		return true
 	}
-	found := false
 	for _, r := range b.cat.Routines(name) {
 		if r.Schema != schema {
 			continue
 		}
-		if !b.library.extensions[r.Extension] {
+		if !b.library.extensions[r.Extension] && !b.library.signatures[qualified+"("+r.Arguments+")"] {
 			return false
 		}
 		found = true
@@ -151,13 +153,7 @@ func (b *binder) operatorNamed(parts []string, location int32) {
 	if len(parts) > 1 {
 		schema = parts[len(parts)-2]
 	}
-	if schema == "pg_catalog" {
-		if !b.library.operators[op] {
-			b.doubt("operator %s is not known to be harmless", op)
-		}
-		return
-	}
-	known := schema == "" && b.library.operators[op]
+	known := (schema == "" || schema == "pg_catalog") && b.library.operators[op]
 	for _, o := range b.cat.Operators(op) {
 		if schema == "" && !b.onPath(o.Schema) || schema != "" && o.Schema != schema {
 			continue

@@ -5,6 +5,8 @@ import (
 	"strconv"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
+
+	"chaperone.dev/chaperone/internal/sql/catalog"
 )
 
 func itoa(i int) string { return strconv.Itoa(i) }
@@ -64,6 +66,9 @@ func (b *binder) rangeVar(v *pg.RangeVar, env *cteEnv) *source {
 		b.unreadable(v.GetLocation(), "42809", "cannot open relation %q", r.Qualified())
 	}
 	b.reads[r.Qualified()] = true
+	if r.Kind == catalog.ForeignTable {
+		b.doubt("what foreign table %s does where its rows come from is not known", r.Qualified())
+	}
 	if r.Definition != "" || !system(r) && (r.Kind == "v" || r.Kind == "m") {
 		if !slices.Contains(b.views, r) {
 			b.views = append(b.views, r)

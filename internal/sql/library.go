@@ -2,6 +2,7 @@ package sql
 
 import (
 	_ "embed"
+	"regexp"
 	"strings"
 )
 
@@ -43,6 +44,7 @@ const (
 // A library is what the judge knows by name. It is immutable.
 type library struct {
 	functions   map[string]bool // schema.name
+	signatures  map[string]bool // schema.name(integer, text)
 	operators   map[string]bool
 	types       map[string]bool
 	catalogs    map[string]bool // of pg_catalog, free of values
@@ -55,7 +57,7 @@ type library struct {
 
 func newLibrary(curated []string) *library {
 	l := &library{
-		functions: map[string]bool{}, operators: wordsOf(operatorsText, "--"), types: wordsOf(typesText, "#"),
+		functions: map[string]bool{}, signatures: map[string]bool{}, operators: wordsOf(operatorsText, "--"), types: wordsOf(typesText, "#"),
 		catalogs: wordsOf(catalogsText, "#"), information: wordsOf(informationText, "#"), columns: map[string][]string{},
 		extensions: wordsOf(vouchedExtensions, "#"), aggregates: wordsOf(aggregateNames, "#"), counting: wordsOf(countingNames, "#"),
 	}
@@ -63,7 +65,11 @@ func newLibrary(curated []string) *library {
 		l.functions["pg_catalog."+f] = true
 	}
 	for _, f := range curated {
-		l.functions[f] = true
+		if strings.HasSuffix(f, ")") {
+			l.signatures[signature(f)] = true
+		} else {
+			l.functions[f] = true
+		}
 	}
 	for line := range strings.Lines(columnsText) {
 		name, columns, ok := strings.Cut(line, ":")
@@ -72,6 +78,21 @@ func newLibrary(curated []string) *library {
 		}
 	}
 	return l
+}
+
+// curatedName is schema.name or schema.name(types).
+var curatedName = regexp.MustCompile(`^[^.()\s]+\.[^.()\s]+(\([^()]*\))?$`)
+
+// signature spells schema.name(types) as the catalog does.
+func signature(f string) string {
+	name, types, _ := strings.Cut(strings.TrimSuffix(f, ")"), "(")
+	var list []string
+	for t := range strings.SplitSeq(types, ",") {
+		if t = strings.Join(strings.Fields(t), " "); t != "" {
+			list = append(list, t)
+		}
+	}
+	return strings.TrimSpace(name) + "(" + strings.Join(list, ", ") + ")"
 }
 
 // wordsOf reads words separated by white space; lines that start with comment

@@ -221,7 +221,7 @@ func TestMaskRefusals(t *testing.T) {
 		{"view", "select id from dirty", "public.dirty reads public.customers"},
 		{"view over view", "select id from over", "public.over reads public.customers"},
 		{"view of unknown", "select id from calls", "function public.mystery"},
-		{"foreign table", "select id from remote", "public.remote may hold masked values"},
+		{"foreign table", "select id from remote", "foreign table public.remote"},
 		{"statistics", "select most_common_vals from pg_stats", "pg_catalog.pg_stats may hold masked values"},
 		{"unknown function", "select mystery(1)", "columns are masked here, and function public.mystery is not known"},
 		{"query function", "select query_to_xml('select ssn from customers', true, false, '')", "query_to_xml"},

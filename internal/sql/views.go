@@ -97,7 +97,15 @@ func (a *Analyzer) viewFacts(ctx context.Context, cat *catalog.Snapshot, v *cata
 	}
 	for _, oid := range slices.Collect(maps.Keys(reads)) {
 		inner := cat.RelationByOID(oid)
-		if inner == nil || system(inner) || inner.Kind != catalog.View && inner.Kind != catalog.MaterializedView {
+		if inner == nil || system(inner) {
+			continue
+		}
+		if inner.Kind != catalog.View && inner.Kind != catalog.MaterializedView {
+			more, err := a.unnamed(ctx, cat, inner, depth)
+			if err != nil {
+				return viewFacts{}, err
+			}
+			unknown = append(unknown, more...)
 			continue
 		}
 		if depth == 0 {
@@ -124,19 +132,29 @@ func (a *Analyzer) bindView(ctx context.Context, cat *catalog.Snapshot, v *catal
 	if v.Definition == "" || depth == 0 {
 		return nil, nil
 	}
-	parsed, err := a.parser.Parse(ctx, v.Definition)
+	b, err := a.bindText(ctx, cat, v.Definition)
+	if err != nil {
+		return nil, fmt.Errorf("analyze view %s: %w", v.Qualified(), err)
+	}
+	return b, nil
+}
+
+// bindText binds a query in which every name outside pg_catalog is qualified, or
+// returns nil when it cannot be.
+func (a *Analyzer) bindText(ctx context.Context, cat *catalog.Snapshot, text string) (*binder, error) {
+	parsed, err := a.parser.Parse(ctx, text)
 	var verdict *parser.Error
 	if errors.As(err, &verdict) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("analyze view %s: %w", v.Qualified(), err)
+		return nil, err
 	}
 	list := parsed.Tree.GetStmts()
 	if len(list) != 1 || list[0].GetStmt().GetSelectStmt() == nil || a.grammar.check(list[0].GetStmt().ProtoReflect()) != nil {
 		return nil, nil
 	}
-	b := newBinder(v.Definition, cat, a.library)
+	b := newBinder(text, cat, a.library)
 	b.path = []string{"pg_catalog"}
 	b.selectStmt(list[0].GetStmt().GetSelectStmt(), nil, nil)
 	b.settle()

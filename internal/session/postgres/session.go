@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/sql/catalog"
 )
 
 // A session is one authenticated client with its own connection to the target.
@@ -144,6 +145,11 @@ func (s *session) prepare(ctx context.Context, start *startup) error {
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if errors.Is(err, catalog.ErrUnknownServer) {
+			r := refuse(s.newDenial(access.Unsupported, err.Error()), "server")
+			r.denial.Hint = "chaperone judges the statements of PostgreSQL 16 to 18 and of no other server"
+			return &fatalError{r, err}
 		}
 		return &fatalError{s.unavailable("the gateway cannot read the catalog of " + s.resource.Access.Name), err}
 	}

@@ -13,9 +13,9 @@ type Contents struct {
 	SearchPath    []string   `json:"search_path"` // as current_schemas(true): pg_catalog is in it where it is searched
 	Relations     []Relation `json:"relations"`
 	Types         []Type     `json:"types,omitempty"`     // outside pg_catalog
-	Routines      []Routine  `json:"routines,omitempty"`  // outside pg_catalog
-	Operators     []Operator `json:"operators,omitempty"` // outside pg_catalog
-	Casts         []Cast     `json:"casts,omitempty"`     // that run a function outside pg_catalog
+	Routines      []Routine  `json:"routines,omitempty"`  // that did not come with the server
+	Operators     []Operator `json:"operators,omitempty"` // likewise
+	Casts         []Cast     `json:"casts,omitempty"`     // that run such a function
 }
 
 // A RelationKind is pg_class.relkind.
@@ -45,6 +45,13 @@ type Relation struct {
 	Sources     []uint32     `json:"sources,omitempty"`     // relations that a view or matview depends on (pg_depend)
 	HasRules    bool         `json:"has_rules,omitempty"`   // rewrite rules besides a view's own
 	Triggers    []Trigger    `json:"triggers,omitempty"`    // not internal ones
+	// Policies are the conditions of row security on reading, as SQL text in
+	// which every name outside pg_catalog is qualified.
+	Policies []string `json:"policies,omitempty"`
+	// Folded are the expressions of indexes, checks, partition keys and
+	// statistics that call what is outside pg_catalog: the planner runs the parts
+	// of them that are constant. Names in them are qualified like those of Policies.
+	Folded []string `json:"folded,omitempty"`
 }
 
 // A Column is one live row of pg_attribute with a positive number. The type of
@@ -90,18 +97,19 @@ type Type struct {
 	Extension string `json:"extension,omitempty"`
 }
 
-// A Routine is a function, aggregate, window function or procedure outside
-// pg_catalog.
+// A Routine is a function, aggregate, window function or procedure that did not
+// come with the server: outside pg_catalog, or put there later.
 type Routine struct {
 	Schema    string `json:"schema"`
 	Name      string `json:"name"`
+	Arguments string `json:"arguments,omitempty"` // types as format_type spells them: integer, text
 	Extension string `json:"extension,omitempty"`
 	// OwnTypes: every signature has an argument of a type outside pg_catalog,
 	// so that it is never chosen for built-in types alone.
 	OwnTypes bool `json:"own_types,omitempty"`
 }
 
-// An Operator is an operator outside pg_catalog; the fields mean the same as a
+// An Operator did not come with the server either; the fields mean the same as a
 // Routine's.
 type Operator struct {
 	Schema    string `json:"schema"`
@@ -110,7 +118,7 @@ type Operator struct {
 	OwnTypes  bool   `json:"own_types,omitempty"`
 }
 
-// A Cast runs a function outside pg_catalog.
+// A Cast runs a function that did not come with the server.
 type Cast struct {
 	Source    string `json:"source"` // format_type
 	Target    string `json:"target"`

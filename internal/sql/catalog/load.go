@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -20,18 +21,51 @@ const (
 // ErrTooLarge says that the catalog is beyond what Load reads.
 var ErrTooLarge = errors.New("the catalog is too large")
 
+// ErrUnknownServer says that the server is not one whose grammar and functions
+// are known here.
+var ErrUnknownServer = errors.New("this server is not known")
+
+// Servers whose functions were looked at. Their grammars are read with that of
+// 17: what is new in 18 is refused, and the rest means the same.
+const (
+	oldestServer = 16
+	newestServer = 18
+)
+
+// known refuses a server by what it says of itself. Those that speak
+// PostgreSQL's protocol with a grammar, catalog and functions of their own
+// mostly report a PostgreSQL version too.
+func known(banner string, number int) error {
+	name, rest, _ := strings.Cut(banner, " ")
+	for _, other := range []string{"Greenplum", "Redshift", "CockroachDB", "Yugabyte", "-YB-", "EnterpriseDB", "Materialize", "Vertica", "CrateDB", "QuestDB", "openGauss"} {
+		if strings.Contains(strings.ToLower(banner), strings.ToLower(other)) {
+			return fmt.Errorf("%w: it is %s, and PostgreSQL's grammar does not say what its statements do", ErrUnknownServer, other)
+		}
+	}
+	if name != "PostgreSQL" || rest == "" || rest[0] < '0' || rest[0] > '9' {
+		return fmt.Errorf("%w: it does not call itself PostgreSQL", ErrUnknownServer)
+	}
+	if major := number / 10_000; major < oldestServer || major > newestServer {
+		return fmt.Errorf("%w: PostgreSQL %d is not between %d and %d", ErrUnknownServer, major, oldestServer, newestServer)
+	}
+	return nil
+}
+
 // load reads in one repeatable-read transaction with pg_catalog alone on the
 // path, so that no user's function, type or temporary object takes part.
 func load(ctx context.Context, conn *pgx.Conn) (_ *Snapshot, err error) {
 	var c Contents
-	var version string
+	var banner, version string
 	err = conn.QueryRow(ctx, sqlSession, pgx.QueryExecModeSimpleProtocol).
-		Scan(&version, &c.Database, &c.User, &c.SearchPath)
+		Scan(&banner, &version, &c.Database, &c.User, &c.SearchPath)
 	if err == nil {
 		c.ServerVersion, err = strconv.Atoi(version)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("load the catalog: session: %w", err)
+	}
+	if err := known(banner, c.ServerVersion); err != nil {
+		return nil, err
 	}
 	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 	if err != nil {
@@ -48,7 +82,7 @@ func load(ctx context.Context, conn *pgx.Conn) (_ *Snapshot, err error) {
 	}{
 		{"relations", l.loadRelations}, {"columns", l.loadColumns}, {"generated columns", l.loadGenerated},
 		{"inheritance", l.loadInheritance}, {"constraints", l.loadConstraints}, {"indexes", l.loadIndexes},
-		{"triggers", l.loadTriggers}, {"views", l.loadViews}, {"view sources", l.loadViewSources},
+		{"triggers", l.loadTriggers}, {"policies", l.loadPolicies}, {"folded expressions", l.loadFolded}, {"views", l.loadViews}, {"view sources", l.loadViewSources},
 		{"types", l.loadTypes}, {"routines", l.loadRoutines}, {"operators", l.loadOperators}, {"casts", l.loadCasts},
 	} {
 		if err := step.run(); err != nil {
@@ -193,6 +227,28 @@ func (l *loader) loadTriggers() error {
 	})
 }
 
+func (l *loader) loadPolicies() error {
+	return l.loadTexts(sqlPolicies, func(r *Relation, text string) { r.Policies = append(r.Policies, text) })
+}
+
+func (l *loader) loadFolded() error {
+	return l.loadTexts(sqlFolded, func(r *Relation, text string) { r.Folded = append(r.Folded, text) })
+}
+
+func (l *loader) loadTexts(query string, add func(*Relation, string)) error {
+	return l.each(query, maxObjects, func(rows pgx.Rows) error {
+		var oid uint32
+		var text string
+		if err := rows.Scan(&oid, &text); err != nil {
+			return err
+		}
+		if r := l.relation(oid); r != nil {
+			add(r, text)
+		}
+		return nil
+	})
+}
+
 func (l *loader) loadViews() error {
 	return l.each(sqlViews, maxObjects, func(rows pgx.Rows) error {
 		var oid uint32
@@ -234,7 +290,7 @@ func (l *loader) loadTypes() error {
 func (l *loader) loadRoutines() error {
 	return l.each(sqlRoutines, maxObjects, func(rows pgx.Rows) error {
 		var r Routine
-		if err := rows.Scan(&r.Schema, &r.Name, &r.Extension, &r.OwnTypes); err != nil {
+		if err := rows.Scan(&r.Schema, &r.Name, &r.Arguments, &r.Extension, &r.OwnTypes); err != nil {
 			return err
 		}
 		l.contents.Routines = append(l.contents.Routines, r)

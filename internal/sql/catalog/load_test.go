@@ -43,6 +43,15 @@ CREATE OPERATOR public.=== (LEFTARG = text, RIGHTARG = text, FUNCTION = texteq);
 CREATE FUNCTION public.int_of(text) RETURNS int LANGUAGE sql AS 'SELECT 1';
 CREATE CAST (text AS int) WITH FUNCTION public.int_of(text) AS ASSIGNMENT;
 CREATE TABLE ruled (id int); CREATE RULE r AS ON INSERT TO ruled DO INSTEAD NOTHING;
+CREATE FUNCTION pg_catalog.reverse(int, text[]) RETURNS text LANGUAGE sql AS 'SELECT $1::text';
+CREATE FUNCTION constant(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1';
+ALTER TABLE crm.orders ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON crm.orders USING (customer = constant(id));
+CREATE POLICY adding ON crm.orders FOR INSERT WITH CHECK (true);
+CREATE TABLE folded (id int CHECK (constant(1) > 0)) PARTITION BY RANGE (constant(id));
+CREATE INDEX ON folded (id) WHERE constant(2) > 0;
+CREATE INDEX ON folded (abs(id));
+CREATE STATISTICS s ON (constant(id)) FROM folded;
 GRANT SELECT (id, name, email) ON customers TO app;
 GRANT USAGE ON SCHEMA crm TO app;
 `
@@ -83,6 +92,7 @@ func TestLoad(t *testing.T) {
 			checkCustomers(t, s.Relation("public", "customers"))
 			checkRelations(t, s)
 			checkObjects(t, s)
+			checkUnnamed(t, s)
 			began := time.Now()
 			again, err := catalog.Load(t.Context(), conn)
 			if err != nil || again.Version() != s.Version() {
@@ -162,6 +172,20 @@ func checkRelations(t *testing.T, s *catalog.Snapshot) {
 	}
 	if v := s.Relation("information_schema", "columns"); v == nil || v.Definition != "" {
 		t.Errorf("information_schema.columns: %+v", v)
+	}
+}
+
+// checkUnnamed looks at what a read runs without naming it.
+func checkUnnamed(t *testing.T, s *catalog.Snapshot) {
+	t.Helper()
+	if p := s.Relation("crm", "orders").Policies; !slices.Equal(p, []string{"(customer = public.constant(id))"}) {
+		t.Errorf("policies: %q", p)
+	}
+	if f := s.Relation("public", "folded").Folded; !slices.Equal(f, []string{"(public.constant(1) > 0)", "(public.constant(2) > 0)", "public.constant(id)"}) {
+		t.Errorf("folded: %q", f)
+	}
+	if r := s.Routines("reverse"); len(r) != 1 || r[0].Schema != "pg_catalog" || r[0].Arguments != "integer, text[]" {
+		t.Errorf("what was put into pg_catalog: %+v", r)
 	}
 }
 

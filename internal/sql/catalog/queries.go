@@ -6,7 +6,7 @@ package catalog
 
 // The version stays text: a cast from text may be the database's own.
 const sqlSession = `
-SELECT pg_catalog.current_setting('server_version_num'), pg_catalog.current_database()::pg_catalog.text,
+SELECT pg_catalog.version(), pg_catalog.current_setting('server_version_num'), pg_catalog.current_database()::pg_catalog.text,
        CURRENT_USER::pg_catalog.text, pg_catalog.current_schemas(true)::pg_catalog.text[]`
 
 // ours are the schemas whose objects are users'.
@@ -82,6 +82,28 @@ const sqlTriggers = `
 SELECT t.tgrelid, t.tgname::text, p.prosecdef FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
 WHERE NOT t.tgisinternal ORDER BY t.tgrelid, t.tgname`
 
+// What a read runs without naming it: the conditions of row security, and what
+// the planner folds. Functions that came with the server leave no dependency.
+const sqlPolicies = `
+SELECT p.polrelid, pg_get_expr(p.polqual, p.polrelid)
+FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid
+WHERE c.relrowsecurity AND p.polcmd IN ('*', 'r') AND p.polqual IS NOT NULL ORDER BY p.polrelid, p.polname`
+
+const sqlFolded = `
+WITH own AS (
+  SELECT DISTINCT classid, objid FROM pg_depend WHERE refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+    AND classid IN ('pg_class'::regclass, 'pg_constraint'::regclass, 'pg_statistic_ext'::regclass))
+SELECT * FROM (
+  SELECT i.indrelid, e AS text FROM pg_index i JOIN own ON own.classid = 'pg_class'::regclass AND own.objid = i.indexrelid,
+    unnest(ARRAY[pg_get_expr(i.indpred, i.indrelid), pg_get_expr(i.indexprs, i.indrelid)]) e
+  UNION SELECT p.partrelid, pg_get_expr(p.partexprs, p.partrelid) FROM pg_partitioned_table p
+    JOIN own ON own.classid = 'pg_class'::regclass AND own.objid = p.partrelid WHERE p.partexprs IS NOT NULL
+  UNION SELECT c.conrelid, pg_get_expr(c.conbin, c.conrelid) FROM pg_constraint c
+    JOIN own ON own.classid = 'pg_constraint'::regclass AND own.objid = c.oid WHERE c.conbin IS NOT NULL AND c.conrelid <> 0
+  UNION SELECT s.stxrelid, pg_get_expr(s.stxexprs, s.stxrelid) FROM pg_statistic_ext s
+    JOIN own ON own.classid = 'pg_statistic_ext'::regclass AND own.objid = s.oid WHERE s.stxexprs IS NOT NULL) f
+WHERE text IS NOT NULL ORDER BY 1, 2`
+
 const sqlViews = `
 SELECT c.oid, pg_get_viewdef(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('v', 'm') AND ` + ours + ` ORDER BY c.oid`
@@ -92,6 +114,11 @@ FROM pg_rewrite w JOIN pg_class c ON c.oid = w.ev_class JOIN pg_namespace n ON n
 JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass
 WHERE c.relkind IN ('v', 'm') AND d.refobjid <> w.ev_class AND ` + ours + `
 ORDER BY 1, 2`
+
+// later is what did not come with the server, in pg_catalog too.
+func later(oid string) string {
+	return `(` + ours + ` OR n.nspname = 'pg_catalog' AND ` + oid + ` >= 16384)`
+}
 
 // extension is the extension that object oid of a catalog belongs to.
 func extension(class, oid string) string {
@@ -108,16 +135,16 @@ WHERE ` + ours + ` AND (c.oid IS NULL OR c.relkind = 'c') ORDER BY 1, 2`
 // A routine has own types when one of its arguments does: elsewhere it is never
 // chosen.
 var sqlRoutines = `
-SELECT n.nspname::text, p.proname::text, ` + extension("pg_proc", "p.oid") + `,
+SELECT n.nspname::text, p.proname::text, oidvectortypes(p.proargtypes), ` + extension("pg_proc", "p.oid") + `,
        EXISTS (SELECT FROM unnest(p.proargtypes::oid[]) u JOIN pg_type t ON t.oid = u JOIN pg_namespace tn ON tn.oid = t.typnamespace
                WHERE tn.nspname <> 'pg_catalog')
-FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE ` + ours + ` ORDER BY 1, 2, p.oid`
+FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE ` + later("p.oid") + ` ORDER BY 1, 2, p.oid`
 
 var sqlOperators = `
 SELECT n.nspname::text, o.oprname::text, ` + extension("pg_operator", "o.oid") + `,
        EXISTS (SELECT FROM pg_type t JOIN pg_namespace tn ON tn.oid = t.typnamespace
                WHERE t.oid IN (o.oprleft, o.oprright) AND tn.nspname <> 'pg_catalog')
-FROM pg_operator o JOIN pg_namespace n ON n.oid = o.oprnamespace WHERE ` + ours + ` ORDER BY 1, 2, o.oid`
+FROM pg_operator o JOIN pg_namespace n ON n.oid = o.oprnamespace WHERE ` + later("o.oid") + ` ORDER BY 1, 2, o.oid`
 
 var sqlCasts = `
 SELECT format_type(k.castsource, NULL), format_type(k.casttarget, NULL), k.castcontext <> 'e',
@@ -125,4 +152,4 @@ SELECT format_type(k.castsource, NULL), format_type(k.casttarget, NULL), k.castc
                WHERE t.oid IN (k.castsource, k.casttarget) AND tn.nspname <> 'pg_catalog'),
        ` + extension("pg_cast", "k.oid") + `
 FROM pg_cast k JOIN pg_proc p ON p.oid = k.castfunc JOIN pg_namespace n ON n.oid = p.pronamespace
-WHERE n.nspname <> 'pg_catalog' ORDER BY 1, 2`
+WHERE n.nspname <> 'pg_catalog' OR p.oid >= 16384 ORDER BY 1, 2`

@@ -20,6 +20,7 @@ type Snapshot struct {
 	byOID     map[uint32]*Relation
 	children  map[uint32][]uint32
 	types     map[name]*Type
+	bases     []*Type
 	routines  map[string][]*Routine
 	operators map[string][]*Operator
 }
@@ -41,6 +42,9 @@ func New(c Contents) (*Snapshot, error) {
 	for i := range s.contents.Types {
 		t := &s.contents.Types[i]
 		s.types[name{t.Schema, t.Name}] = t
+		if t.Kind == "b" || t.Kind == "r" {
+			s.bases = append(s.bases, t)
+		}
 	}
 	for i := range s.contents.Routines {
 		r := &s.contents.Routines[i]
@@ -117,13 +121,19 @@ func (s *Snapshot) Children(oid uint32) []uint32 { return s.children[oid] }
 // Type finds a type outside pg_catalog, or returns nil.
 func (s *Snapshot) Type(schema, typ string) *Type { return s.types[name{schema, typ}] }
 
-// Routines lists the routines of that name outside pg_catalog, in any schema.
+// Bases lists the base and range types outside pg_catalog: those whose values
+// are read and written by functions of their own.
+func (s *Snapshot) Bases() []*Type { return s.bases }
+
+// Routines lists the routines of that name that did not come with the server,
+// in any schema.
 func (s *Snapshot) Routines(routine string) []*Routine { return s.routines[routine] }
 
-// Operators lists the operators of that name outside pg_catalog, in any schema.
+// Operators lists the operators of that name that did not come with the server,
+// in any schema.
 func (s *Snapshot) Operators(op string) []*Operator { return s.operators[op] }
 
-// Casts lists the casts that run a function outside pg_catalog.
+// Casts lists the casts that run a function that did not come with the server.
 func (s *Snapshot) Casts() []Cast { return s.contents.Casts }
 
 // Qualified is schema.name without quotes: the form of access.SQL and of masks.
