@@ -243,3 +243,44 @@ func TestHTTPAsync(t *testing.T) {
 		t.Errorf("a body above 1 MiB: %d", code)
 	}
 }
+
+// TestBodyTooLargeToJudge: 413 over HTTP/1.1 and HTTP/2, whether the length was
+// announced or not, and nothing is held; a body of the largest size is held like
+// any other.
+func TestBodyTooLargeToJudge(t *testing.T) {
+	t.Parallel()
+	s := site(t)
+	tok := token(t, s, demo.Ada)
+	for proto, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2.0": true} {
+		client, err := s.Client()
+		if err != nil {
+			t.Fatal(err)
+		}
+		client.Transport.(*http.Transport).ForceAttemptHTTP2 = http2
+		for size, want := range map[int]int{1<<20 + 1: http.StatusRequestEntityTooLarge, 1<<20 + 100: http.StatusRequestEntityTooLarge,
+			2 << 20: http.StatusRequestEntityTooLarge, 1 << 20: http.StatusAccepted} {
+			for _, announced := range []bool{true, false} {
+				var body io.Reader = strings.NewReader(`"` + strings.Repeat("x", size-2) + `"`)
+				if !announced {
+					body = io.MultiReader(body)
+				}
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL()+"/http/billing/refunds", body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				req.Header.Set("Authorization", "Bearer "+tok)
+				req.Header.Set("Content-Type", "application/json")
+				req.Header.Set("Prefer", "respond-async")
+				res, err := client.Do(req)
+				if err != nil {
+					t.Fatalf("%s, %d bytes, announced %v: %v", proto, size, announced, err)
+				}
+				text, _ := io.ReadAll(res.Body)
+				res.Body.Close()
+				if res.StatusCode != want || res.Proto != proto || !strings.Contains(string(text), "request_id") {
+					t.Errorf("%s, %d bytes, announced %v: %s %s\n%s", proto, size, announced, res.Proto, res.Status, text)
+				}
+			}
+		}
+	}
+}

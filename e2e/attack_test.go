@@ -21,6 +21,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"chaperone.dev/chaperone/examples/demo"
 )
@@ -423,6 +425,85 @@ func TestAttackSecretsStayInside(t *testing.T) {
 			if strings.Contains(text, value) {
 				t.Errorf("%s is in %s", secret, place)
 			}
+		}
+	}
+}
+
+// TestAttackBodyBeyondTheBound: over HTTP/2, without a length and with the end
+// of the stream in the very frame that is too much, a body is not judged by its
+// beginning. The twin ends within the bound and is held.
+func TestAttackBodyBeyondTheBound(t *testing.T) {
+	t.Parallel()
+	s := site(t)
+	tok := token(t, s, demo.Ada)
+	for size, want := range map[int]string{1 << 20: "202", 1<<20 + 1: "413", 1<<20 + 16000: "413"} {
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(s.URL(), "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if got := post2(t, conn, "/http/billing/refunds", tok, []byte(`"`+strings.Repeat("x", size-2)+`"`)); got != want {
+			t.Errorf("%d bytes: %s, want %s", size, got, want)
+		}
+	}
+}
+
+// post2 sends one HTTP/2 request without content-length, the end of the stream
+// being in the last of its DATA frames, and returns the status.
+func post2(t *testing.T, conn net.Conn, path, tok string, body []byte) (status string) {
+	t.Helper()
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	framer := http2.NewFramer(conn, conn)
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "https"}, {":authority", "localhost"}, {":path", path},
+		{"authorization", "Bearer " + tok}, {"prefer", "respond-async"}, {"content-type", "application/json"},
+		{"x-envoy-auth-partial-body", "false"}} {
+		if err := encoder.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(framer.WriteSettings(),
+		framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true})); err != nil {
+		t.Fatal(err)
+	}
+	window := map[uint32]int{0: 65535, 1: 65535}
+	for {
+		for len(body) > 0 {
+			n := min(len(body), 16384, window[0], window[1])
+			if n == 0 || n < 16384 && n < len(body) {
+				break // the last frame is to be a large one
+			}
+			if err := framer.WriteData(1, n == len(body), body[:n]); err != nil {
+				t.Fatal(err)
+			}
+			body = body[n:]
+			window[0] -= n
+			window[1] -= n
+		}
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch f := frame.(type) {
+		case *http2.WindowUpdateFrame:
+			window[f.StreamID] += int(f.Increment)
+		case *http2.SettingsFrame:
+			if v, ok := f.Value(http2.SettingInitialWindowSize); ok {
+				window[1] += int(v) - 65535
+			}
+			if !f.IsAck() {
+				if err := framer.WriteSettingsAck(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		case *http2.MetaHeadersFrame:
+			return f.PseudoValue("status")
+		case *http2.RSTStreamFrame, *http2.GoAwayFrame:
+			return frame.Header().Type.String()
 		}
 	}
 }

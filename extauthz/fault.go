@@ -3,6 +3,7 @@ package extauthz
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -40,6 +41,12 @@ func unavailable(message string) *fault {
 
 func unreadable(message string) *fault {
 	return &fault{status: http.StatusBadRequest, Denial: access.Denial{Reason: access.Unreadable, Message: message}}
+}
+
+// tooLarge refuses a body of which only the first bytes were sent to be judged.
+func tooLarge(bound int) *fault {
+	return &fault{status: http.StatusRequestEntityTooLarge, Denial: access.Denial{Reason: access.LimitExceeded,
+		Message: fmt.Sprintf("the request body is larger than %d bytes, and the policy of this resource reads it", bound)}}
 }
 
 func unsupported(message string) *fault {

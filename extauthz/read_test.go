@@ -245,7 +245,9 @@ func TestCall(t *testing.T) {
 				c.BodyState, c.BodyBytes, c.BodyDigest = access.BodyWhole, 27, "set below"
 			})},
 		{name: "body shorter than it says", extensions: billing("body", "whole"), body: "{}", headers: with("content-length", "3"), refused: access.Unreadable},
-		{name: "body cut by Envoy", extensions: billing("body", "whole"), body: "{}", headers: with("x-envoy-auth-partial-body", "true"), refused: access.Unreadable},
+		{name: "body cut by Envoy", extensions: billing("body", "whole"), body: "{}", headers: with("x-envoy-auth-partial-body", "true"), refused: access.LimitExceeded},
+		{name: "body cut by Envoy, denied by the client", extensions: billing("body", "whole"), body: "{}",
+			headers: with("x-envoy-auth-partial-body", "false", "x-envoy-auth-partial-body", "true"), refused: access.LimitExceeded},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
