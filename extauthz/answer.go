@@ -79,6 +79,9 @@ func (c *check) denied(f *fault) *authv3.CheckResponse {
 		status = f.Status()
 	}
 	headers := []*corev3.HeaderValueOption{set("content-type", access.ProblemType)}
+	if wait := f.Frees.Sub(c.now()); wait > 0 {
+		headers = append(headers, set("retry-after", strconv.Itoa(int(wait.Seconds())+1)))
+	}
 	code := codes.PermissionDenied
 	if f.Reason == access.Unauthenticated {
 		code = codes.Unauthenticated

@@ -25,6 +25,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/identity"
+	"chaperone.dev/chaperone/internal/quota"
 )
 
 // A Verifier turns a token into its principal. An error that is not
@@ -79,7 +80,13 @@ type Sessions interface {
 	For(ctx context.Context, p access.Principal, r access.Resource, client string) (id string, session context.Context, release func(), err error)
 }
 
-// Dependencies are what a Server works with; all are required.
+// Usage counts what requests use of the limits that hold beyond one of them:
+// *quota.Service.
+type Usage interface {
+	Begin(ctx context.Context, session, account string, limits access.Limits) (*quota.Use, error)
+}
+
+// Dependencies are what a Server works with; all but Usage are required.
 type Dependencies struct {
 	Verifier   Verifier
 	Resources  Resources
@@ -88,6 +95,7 @@ type Dependencies struct {
 	Approvals  Approvals
 	Departures Departures
 	Sessions   Sessions
+	Usage      Usage // without it requests with such a limit are refused
 }
 
 func (d Dependencies) complete() bool {
@@ -281,6 +289,12 @@ func (c *check) deny(ctx context.Context, d access.Decision) *authv3.CheckRespon
 
 // forward lets the request through, once that is on record.
 func (c *check) forward(ctx context.Context, d access.Decision, approval string) *authv3.CheckResponse {
+	if f := c.count(ctx, &d); f != nil {
+		if err := c.record(ctx, c.decided(d)); err != nil {
+			return c.refuse(ctx, unrecorded(err))
+		}
+		return c.refuse(ctx, f)
+	}
 	executed := *c.request.Action.HTTP
 	executed.Body = nil // it is in the decision's input; the digest stands for it
 	err := c.record(ctx, c.decided(d), c.event(access.Event{Executed: &access.Executed{HTTP: &executed, Approval: approval}}))
@@ -291,6 +305,24 @@ func (c *check) forward(ctx context.Context, d access.Decision, approval string)
 		return c.refuse(ctx, asFault(context.Cause(ctx), "the client left"))
 	}
 	return c.allowed(d)
+}
+
+// count counts the request where a limit holds beyond it, and leaves word for
+// whoever counts its answer.
+func (c *check) count(ctx context.Context, d *access.Decision) *fault {
+	limits := d.Obligations.Limits
+	if limits.Session == (access.Quota{}) && limits.Hour == (access.Quota{}) {
+		return nil
+	}
+	if c.Usage == nil {
+		return unavailable("the gateway cannot count what this would use")
+	}
+	account := quota.Account(c.request.Principal, c.request.Resource)
+	if _, err := c.Usage.Begin(ctx, c.request.Session, account, limits); err != nil {
+		return &fault{Denial: *quota.DenialOf(err, c.id, c.request.Resource.Name, *d), cause: err.Error()}
+	}
+	d.Obligations.Account = account
+	return nil
 }
 
 func (c *check) decided(d access.Decision) access.Event {

@@ -15,6 +15,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/mask"
+	"chaperone.dev/chaperone/internal/quota"
 )
 
 // A phase is how far a response has come.
@@ -47,6 +48,9 @@ type response struct {
 	masked   int64 // values replaced in headers and trailers
 	body     []byte
 	record   record
+
+	use     *quota.Use // nil: nothing beyond this response has a limit
+	counted int64      // bytes of the body that use knows of
 }
 
 // handle answers one message. After an error the response must not go on.
@@ -111,11 +115,14 @@ func (r *response) begin(ctx context.Context, metadata *corev3.Metadata, in *ext
 	if r.server.cfg.Literals != nil {
 		r.literals = r.server.cfg.Literals(d.resource)
 	}
+	if err := r.resume(); err != nil {
+		return nil, err
+	}
 	hs := readHeaders(in.GetHeaders())
 	if r.status, err = strconv.Atoi(first(hs.all(":status"))); err != nil {
 		return nil, errors.New("response without a status")
 	}
-	if r.writer, err = r.choose(hs, !in.GetEndOfStream()); err != nil {
+	if r.writer, err = r.choose(ctx, hs, !in.GetEndOfStream()); err != nil {
 		return r.refuse(ctx, err)
 	}
 	r.phase = inBody
@@ -132,9 +139,40 @@ func (r *response) begin(ctx context.Context, metadata *corev3.Metadata, in *ext
 		ResponseHeaders: &extprocv3.HeadersResponse{Response: &extprocv3.CommonResponse{HeaderMutation: change}}}}, nil
 }
 
+// resume takes up the counting that began with the request.
+func (r *response) resume() error {
+	limits := r.decision.obligations.Limits
+	if limits.Session == (access.Quota{}) && limits.Hour == (access.Quota{}) {
+		return nil
+	}
+	if r.server.cfg.Usage == nil || r.decision.obligations.Account == "" {
+		return errors.New("what the answer uses cannot be counted")
+	}
+	r.use = r.server.cfg.Usage.Resume(r.decision.session, r.decision.obligations.Account, limits)
+	return nil
+}
+
+// count counts the first n bytes of the body, before they are passed on.
+func (r *response) count(ctx context.Context, n int64) error {
+	if n <= r.counted {
+		return nil
+	}
+	err := r.use.Read(ctx, 0, n-r.counted)
+	r.counted = n
+	return err
+}
+
 // choose finds the writer for the body; the error is a refusal or a denial.
-func (r *response) choose(hs headers, body bool) (mask.Writer, error) {
+func (r *response) choose(ctx context.Context, hs headers, body bool) (mask.Writer, error) {
 	length, err := strconv.ParseInt(first(hs.all("content-length")), 10, 64)
+	if err == nil && body && length > 0 {
+		if err := r.count(ctx, length); err != nil {
+			d := r.decision
+			denial := quota.DenialOf(err, d.request, d.resource, access.Decision{})
+			denial.Rule = "" // not known here
+			return nil, denial
+		}
+	}
 	if limit := r.decision.obligations.Limits.Bytes; err == nil && body && limit > 0 && length > limit {
 		return nil, &access.Denial{Reason: access.LimitExceeded, Message: fmt.Sprintf("the answer has %d bytes, the policy allows %d", length, limit)}
 	}
@@ -213,6 +251,9 @@ func (r *response) chunk(ctx context.Context, in *extprocv3.HttpBody) (*extprocv
 	r.received += int64(len(in.GetBody()))
 	if limit := r.decision.obligations.Limits.Bytes; limit > 0 && r.received > limit {
 		return nil, fmt.Errorf("the answer has more than the %d bytes that the policy allows", limit)
+	}
+	if err := r.count(ctx, r.received); err != nil {
+		return nil, err
 	}
 	out := &extprocv3.CommonResponse{}
 	body := in.GetBody()
@@ -306,6 +347,7 @@ func (r *response) outcome(more int64, fault string) access.Ended {
 // response that was cut and turns err into what Envoy is told: an error, unless
 // Envoy has the answer to the very last message of the response.
 func (r *response) finish(ctx context.Context, err error) error {
+	r.endUse(ctx)
 	m := &r.server.metrics
 	m.masked.Add(float64(r.replaced()))
 	if r.answered {
@@ -326,6 +368,18 @@ func (r *response) finish(ctx context.Context, err error) error {
 		}
 	}
 	return errWithheld
+}
+
+// endUse gives back what was reserved and not used, and counts the time.
+func (r *response) endUse(ctx context.Context) {
+	if r.use == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	if err := r.use.End(ctx, r.elapsed()); err != nil {
+		r.server.log.Warn("the use of a response is counted too high", "request", r.decision.request, "error", err)
+	}
 }
 
 // result names how a response that was answered ended, for the metric.

@@ -16,6 +16,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/mask"
+	"chaperone.dev/chaperone/internal/quota"
 )
 
 // The bounds that Config leaves to us.
@@ -64,6 +65,15 @@ type Config struct {
 	// ends with it, and its cause is recorded. nil means that sessions are not
 	// watched.
 	Watch func(session string) (ended context.Context, release func())
+	// Usage counts for limits of a session and of an hour; without it answers
+	// to requests with such a limit are withheld.
+	Usage Usage
+}
+
+// Usage counts what answers use of the limits that hold beyond one of them:
+// *quota.Service.
+type Usage interface {
+	Resume(session, account string, limits access.Limits) *quota.Use
 }
 
 // A Server answers Envoy's ext_proc filter (envoy.service.ext_proc.v3). It is

@@ -26,6 +26,7 @@ import (
 	"chaperone.dev/chaperone/internal/config"
 	"chaperone.dev/chaperone/internal/console"
 	"chaperone.dev/chaperone/internal/policy"
+	"chaperone.dev/chaperone/internal/quota"
 	"chaperone.dev/chaperone/internal/record"
 	"chaperone.dev/chaperone/internal/session"
 	"chaperone.dev/chaperone/internal/store"
@@ -69,6 +70,7 @@ type server struct {
 	approvals *approval.Service
 	sessions  *session.Registry
 	calls     *session.HTTPSessions
+	usage     *quota.Service
 	builder   *builder
 	engine    *policy.Engine
 	current   current
@@ -206,7 +208,7 @@ func (s *server) run(ctx context.Context, cfg *config.Config) error {
 	s.onClose(func() error { tap.Close(); return nil })
 
 	group, ctx := errgroup.WithContext(ctx)
-	for _, part := range []func(context.Context) error{s.approvals.Run, s.sessions.Run, s.calls.Run, s.current.run, s.reloader.run, s.prune} {
+	for _, part := range []func(context.Context) error{s.approvals.Run, s.usage.Run, s.sessions.Run, s.calls.Run, s.current.run, s.reloader.run, s.prune} {
 		group.Go(func() error { return part(ctx) })
 	}
 	on := func(name string, serve func(context.Context, net.Listener) error) error {

@@ -13,6 +13,7 @@ import (
 	"chaperone.dev/chaperone/internal/config"
 	"chaperone.dev/chaperone/internal/identity"
 	"chaperone.dev/chaperone/internal/mask"
+	"chaperone.dev/chaperone/internal/quota"
 	"chaperone.dev/chaperone/internal/session"
 	"chaperone.dev/chaperone/internal/session/postgres"
 	"chaperone.dev/chaperone/tapsink"
@@ -31,6 +32,9 @@ func (s *server) lifecycles(cfg *config.Config, replica string) (err error) {
 	}
 	s.sessions, err = session.New(session.Config{Store: s.store, Replica: replica, Logger: s.log, Registerer: s.metrics})
 	if err != nil {
+		return err
+	}
+	if s.usage, err = quota.New(quota.Config{Store: s.store, Logger: s.log}); err != nil {
 		return err
 	}
 	s.calls, err = session.NewHTTPSessions(s.sessions, session.HTTPConfig{Opened: s.opened, Closed: s.closed})
@@ -57,7 +61,7 @@ func (s *server) postgres(cfg *config.Config, tracing trace.TracerProvider) (*po
 		Verifier: &s.current, Decider: s.engine, Recorder: s.recorder, Approvals: s.approvals, Sessions: s.sessions,
 		Resource: s.current.postgresResource,
 		TLS:      func() *tls.Config { return certificate },
-		Detector: detector,
+		Detector: detector, Usage: s.usage,
 		Rejected: func(err error) bool { return errors.Is(err, identity.ErrTokenRejected) },
 		Log:      s.log, Tracer: tracing.Tracer("postgres"), Metric: s.metrics,
 	})
@@ -76,11 +80,12 @@ func detector(masks []access.Mask) (postgres.Detector, error) {
 func (s *server) http(cfg *config.Config) (*extauthz.Server, *tapsink.Server, error) {
 	authorizer, err := extauthz.New(extauthz.Config{Wait: cfg.Approvals.Wait, Logger: s.log, Metrics: s.metrics}, extauthz.Dependencies{
 		Verifier: &s.current, Resources: &s.current, Decider: s.engine, Recorder: s.recorder,
-		Approvals: s.approvals, Departures: s.approvals, Sessions: s.calls,
+		Approvals: s.approvals, Departures: s.approvals, Sessions: s.calls, Usage: s.usage,
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	tap, err := tapsink.New(tapsink.Config{Recorder: s.recorder, Logger: s.log, Registerer: s.metrics, Literals: s.current.credential, Watch: s.calls.Watch})
+	tap, err := tapsink.New(tapsink.Config{Recorder: s.recorder, Logger: s.log, Registerer: s.metrics, Literals: s.current.credential, Watch: s.calls.Watch,
+		Usage: s.usage})
 	return authorizer, tap, err
 }

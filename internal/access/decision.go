@@ -85,6 +85,9 @@ type Obligations struct {
 	Masks    []Mask         `json:"masks,omitempty"`
 	Limits   Limits         `json:"limits,omitzero"`
 	Approval *ApprovalTerms `json:"approval,omitempty"`
+	// Account names the counters that the limits of an hour are kept in; the
+	// enforcer sets it, not policy.
+	Account string `json:"account,omitempty"`
 }
 
 // A Mask hides a column (schema.table.column), a JSON field (pointer, * stands
@@ -106,8 +109,20 @@ const (
 	Partial MaskWith = "partial" // the last four characters remain
 )
 
-// Limits bound what one request may do; 0 is no limit.
+// Limits bound what one request may do, and what the requests of a session, and
+// of a principal on a resource in an hour, may do together; 0 is no limit.
 type Limits struct {
+	RowsRead    int64         `json:"rows_read,omitempty" yaml:"rows_read"`
+	RowsChanged int64         `json:"rows_changed,omitempty" yaml:"rows_changed"`
+	Bytes       int64         `json:"bytes,omitempty" yaml:"bytes"`
+	Time        time.Duration `json:"time,omitempty" yaml:"time"`
+	Session     Quota         `json:"session,omitzero" yaml:"per_session"`
+	Hour        Quota         `json:"hour,omitzero" yaml:"per_hour"`
+}
+
+// A Quota bounds what requests may use together; 0 is no limit.
+type Quota struct {
+	Statements  int64         `json:"statements,omitempty" yaml:"statements"` // or HTTP requests
 	RowsRead    int64         `json:"rows_read,omitempty" yaml:"rows_read"`
 	RowsChanged int64         `json:"rows_changed,omitempty" yaml:"rows_changed"`
 	Bytes       int64         `json:"bytes,omitempty" yaml:"bytes"`

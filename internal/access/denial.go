@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strings"
+	"time"
 )
 
 // A Reason is the class of a denial: a machine reads it to know what kind of
@@ -38,6 +39,10 @@ type Denial struct {
 	Hint        string `json:"hint,omitempty"` // what to do now
 	Resource    string `json:"resource,omitempty"`
 	Revision    string `json:"revision,omitempty"`
+	// Limit names the limit over several requests that is used up, and Frees
+	// when it is free again; zero: not in this session.
+	Limit string    `json:"limit,omitempty"`
+	Frees time.Time `json:"frees,omitzero"`
 }
 
 // Error returns the message.
@@ -77,6 +82,9 @@ func (d *Denial) Status() int {
 	case UnknownResource:
 		return http.StatusNotFound
 	case LimitExceeded:
+		if d.Limit != "" {
+			return http.StatusTooManyRequests
+		}
 		return http.StatusRequestEntityTooLarge
 	case Unavailable:
 		return http.StatusServiceUnavailable

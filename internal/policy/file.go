@@ -50,6 +50,34 @@ type limitsFile struct {
 	RowsChanged *int64         `yaml:"rows_changed" doc:"Rows that one request may change."`
 	Bytes       *int64         `yaml:"bytes" doc:"Bytes that one request may return."`
 	Time        *time.Duration `yaml:"time" doc:"How long one request may run."`
+	PerSession  *quotaFile     `yaml:"per_session" doc:"Bounds on the requests of one session together."`
+	PerHour     *quotaFile     `yaml:"per_hour" doc:"Bounds on the requests of one principal on one resource in an hour (UTC) together."`
+}
+
+type quotaFile struct {
+	Statements  *int64         `yaml:"statements" doc:"Statements, or HTTP requests."`
+	RowsRead    *int64         `yaml:"rows_read" doc:"Rows that they may return."`
+	RowsChanged *int64         `yaml:"rows_changed" doc:"Rows that they may change."`
+	Bytes       *int64         `yaml:"bytes" doc:"Bytes that they may return."`
+	Time        *time.Duration `yaml:"time" doc:"How long they may run."`
+}
+
+// quota returns what the file gives, 0 for the rest.
+func (q *quotaFile) quota() access.Quota {
+	if q == nil {
+		return access.Quota{}
+	}
+	return access.Quota{
+		Statements: valueOf(q.Statements), RowsRead: valueOf(q.RowsRead), RowsChanged: valueOf(q.RowsChanged),
+		Bytes: valueOf(q.Bytes), Time: valueOf(q.Time),
+	}
+}
+
+func valueOf[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
 }
 
 // A testsFile holds cases that stand beside policies, in tests.yaml.
@@ -162,23 +190,13 @@ func (a *approvalFile) terms() access.ApprovalTerms {
 
 // limits returns what the file gives, 0 for the rest.
 func (l *limitsFile) limits() access.Limits {
-	var limits access.Limits
 	if l == nil {
-		return limits
+		return access.Limits{}
 	}
-	if l.RowsRead != nil {
-		limits.RowsRead = *l.RowsRead
+	return access.Limits{
+		RowsRead: valueOf(l.RowsRead), RowsChanged: valueOf(l.RowsChanged), Bytes: valueOf(l.Bytes), Time: valueOf(l.Time),
+		Session: l.PerSession.quota(), Hour: l.PerHour.quota(),
 	}
-	if l.RowsChanged != nil {
-		limits.RowsChanged = *l.RowsChanged
-	}
-	if l.Bytes != nil {
-		limits.Bytes = *l.Bytes
-	}
-	if l.Time != nil {
-		limits.Time = *l.Time
-	}
-	return limits
 }
 
 // parseEffect reads allow, approve or deny.

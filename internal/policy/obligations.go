@@ -107,6 +107,18 @@ func tighter(a, b access.Limits) access.Limits {
 		RowsChanged: smaller(a.RowsChanged, b.RowsChanged),
 		Bytes:       smaller(a.Bytes, b.Bytes),
 		Time:        smaller(a.Time, b.Time),
+		Session:     tighterQuota(a.Session, b.Session),
+		Hour:        tighterQuota(a.Hour, b.Hour),
+	}
+}
+
+func tighterQuota(a, b access.Quota) access.Quota {
+	return access.Quota{
+		Statements:  smaller(a.Statements, b.Statements),
+		RowsRead:    smaller(a.RowsRead, b.RowsRead),
+		RowsChanged: smaller(a.RowsChanged, b.RowsChanged),
+		Bytes:       smaller(a.Bytes, b.Bytes),
+		Time:        smaller(a.Time, b.Time),
 	}
 }
 

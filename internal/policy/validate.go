@@ -158,15 +158,28 @@ func (v *validator) approval(a *approvalFile, path string) {
 }
 
 func (v *validator) limits(l *limitsFile, path string) {
-	for _, n := range []struct {
-		key   string
-		value *int64
-	}{{"rows_read", l.RowsRead}, {"rows_changed", l.RowsChanged}, {"bytes", l.Bytes}} {
-		if n.value != nil && *n.value < 1 {
-			v.fault(path+"."+n.key, "must be 1 or more; to allow none, write a rule that denies")
+	v.amounts(path, map[string]*int64{"rows_read": l.RowsRead, "rows_changed": l.RowsChanged, "bytes": l.Bytes}, l.Time)
+	for key, q := range map[string]*quotaFile{"per_session": l.PerSession, "per_hour": l.PerHour} {
+		if q == nil {
+			continue
+		}
+		at := path + "." + key
+		v.amounts(at, map[string]*int64{
+			"statements": q.Statements, "rows_read": q.RowsRead, "rows_changed": q.RowsChanged, "bytes": q.Bytes,
+		}, q.Time)
+		if *q == (quotaFile{}) {
+			v.fault(at, "limits nothing; give statements, rows_read, rows_changed, bytes or time")
 		}
 	}
-	if l.Time != nil && *l.Time < time.Millisecond {
+}
+
+func (v *validator) amounts(path string, counts map[string]*int64, t *time.Duration) {
+	for key, n := range counts {
+		if n != nil && *n < 1 {
+			v.fault(path+"."+key, "must be 1 or more; to allow none, write a rule that denies")
+		}
+	}
+	if t != nil && *t < time.Millisecond {
 		v.fault(path+".time", "must be 1ms or more")
 	}
 }

@@ -43,6 +43,10 @@ func (s *session) copyOut(ctx context.Context, e *execution, typ byte, body []by
 		e.over = s.overLimit(e, fmt.Sprintf("the copy has more than %d rows", e.limits.RowsRead))
 	case e.limits.Bytes > 0 && e.bytes+int64(len(body)) > e.limits.Bytes:
 		e.over = s.overLimit(e, fmt.Sprintf("the copy is larger than %d bytes", e.limits.Bytes))
+	default:
+		if err := e.use.Read(ctx, 1, int64(len(body))); err != nil {
+			e.over = s.usedUp(e, err)
+		}
 	}
 	if e.over != nil {
 		s.up.cancel()
@@ -141,7 +145,7 @@ func (s *session) pump(ctx context.Context, e *execution) error {
 			switch f.typ {
 			case msgCopyData:
 				e.bytes += int64(len(f.body))
-				e.over, tail = s.checkCopied(e, tail, f.body)
+				e.over, tail = s.checkCopied(ctx, e, tail, f.body)
 				if e.over != nil {
 					return s.endCopy(ctx, e, wire, &pgproto3.CopyFail{Message: "chaperone refused the data"})
 				}
@@ -178,9 +182,12 @@ func (s *session) pumpFault(ctx context.Context, err error) error {
 }
 
 // checkCopied refuses data beyond the limit, and masks that come back.
-func (s *session) checkCopied(e *execution, tail, data []byte) (*refusal, []byte) {
+func (s *session) checkCopied(ctx context.Context, e *execution, tail, data []byte) (*refusal, []byte) {
 	if e.limits.Bytes > 0 && e.bytes > e.limits.Bytes {
 		return s.overLimit(e, fmt.Sprintf("the copy is larger than %d bytes", e.limits.Bytes)), nil
+	}
+	if err := e.use.Read(context.WithoutCancel(ctx), 0, int64(len(data))); err != nil { // ctx ends when the target has answered
+		return s.usedUp(e, err), nil
 	}
 	if !s.masked || e.statement.judged.Binary {
 		return nil, nil

@@ -145,6 +145,12 @@ func (s *session) admit(ctx context.Context, p *portal, max uint32, simple bool)
 	if !simple && p.bound != st.forwardText() {
 		return nil, false, s.refuse(ctx, s.stale(v), belongs)
 	}
+	use, r := s.beginUse(ctx, v)
+	if r != nil {
+		r.before = evidence
+		s.metrics.statements.WithLabelValues("refused").Inc()
+		return nil, false, s.refuse(ctx, r, belongs)
+	}
 	s.metrics.statements.WithLabelValues(v.decision.Effect.String()).Inc()
 	if !preparing {
 		evidence = append(evidence, s.event(access.Event{Request: id, Executed: &access.Executed{
@@ -152,7 +158,10 @@ func (s *session) admit(ctx context.Context, p *portal, max uint32, simple bool)
 	}
 	e = &execution{
 		request: v.request, decision: v.decision, statement: st, portal: p, max: max, runs: s.left(st), sent: st.forwardText(),
-		limits: v.decision.Obligations.Limits, detector: st.detect, span: span, before: evidence,
+		limits: v.decision.Obligations.Limits, use: use, detector: st.detect, span: span, before: evidence,
+	}
+	if left := use.Left(); left > 0 && (e.limits.Time == 0 || left < e.limits.Time) {
+		e.limits.Time = left
 	}
 	return e, false, nil
 }

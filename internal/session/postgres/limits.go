@@ -18,7 +18,7 @@ func (e *execution) limited() bool { return e != nil && e.limits != (access.Limi
 
 // countsChanges reports whether changed rows must be counted.
 func (e *execution) countsChanges() bool {
-	return e.limits.RowsChanged > 0 && !e.request.Action.SQL.ReadOnly
+	return (e.limits.RowsChanged > 0 || e.use.CountsChanges()) && !e.request.Action.SQL.ReadOnly
 }
 
 // maxRows is how many rows to ask the target for: with a limit one more than it
@@ -105,15 +105,19 @@ func (s *session) countAfter(ctx context.Context, e *execution) (*refusal, error
 	if e.withheld == 'C' && len(e.request.Action.SQL.Writes) > 0 {
 		tagged = pgconn.NewCommandTag(string(e.tag[:max(len(e.tag)-1, 0)])).RowsAffected()
 	}
-	if tagged > e.limits.RowsChanged {
+	if e.limits.RowsChanged > 0 && tagged > e.limits.RowsChanged {
 		return s.overLimit(e, fmt.Sprintf("the statement changes %d rows, more than %d", tagged, e.limits.RowsChanged)), nil
 	}
 	changed, r, err := s.changes(ctx, e)
 	if err != nil || r != nil {
 		return r, err
 	}
-	if n := changed - e.changed; n > e.limits.RowsChanged {
+	n := max(changed-e.changed, tagged)
+	if e.limits.RowsChanged > 0 && n > e.limits.RowsChanged {
 		return s.overLimit(e, fmt.Sprintf("the statement changes %d rows with those that follow from it, more than %d", n, e.limits.RowsChanged)), nil
+	}
+	if err := e.use.Changed(ctx, n); err != nil {
+		return s.usedUp(e, err), nil
 	}
 	return nil, nil
 }

@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/quota"
 )
 
 // An execution is one Execute on its way: what was decided about it, what it
@@ -27,9 +28,10 @@ type execution struct {
 	portal    *portal
 	max       uint32 // rows that the client asked for; 0 is all
 	limits    access.Limits
-	runs      *named   // what FETCH and EXECUTE run; nil for all others
-	sent      string   // as the target gets it
-	detector  Detector // nil when nothing is to be detected
+	use       *quota.Use // nil: nothing beyond this execution has a limit
+	runs      *named     // what FETCH and EXECUTE run; nil for all others
+	sent      string     // as the target gets it
+	detector  Detector   // nil when nothing is to be detected
 	span      trace.Span
 
 	started  time.Time
@@ -88,6 +90,11 @@ func (s *session) row(ctx context.Context, st *step, body []byte) error {
 	changed := e.detect(cells)
 	if changed {
 		body = joinRow(cells)
+	}
+	if err := e.use.Read(ctx, 1, int64(len(body))); err != nil {
+		e.over = s.usedUp(e, err)
+		s.up.cancel()
+		return nil
 	}
 	if e.limits.Bytes > 0 && e.bytes+int64(len(body)) > e.limits.Bytes {
 		e.over = s.overLimit(e, fmt.Sprintf("the result is larger than %d bytes", e.limits.Bytes))
@@ -194,6 +201,7 @@ func (s *session) finish(e *execution, tag, failure string) {
 	if !e.started.IsZero() {
 		ended.Duration = s.deps.Clock().Sub(e.started)
 	}
+	s.endUse(e, ended.Duration)
 	s.responses = append(s.responses, s.event(access.Event{Request: e.request.ID, Ended: ended}))
 	if s.current == e {
 		s.current = nil

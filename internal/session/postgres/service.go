@@ -151,6 +151,10 @@ type Deps struct {
 	// token, rather than the lack of one. Optional: without it every error is.
 	Rejected func(err error) bool
 
+	// Usage counts for limits of a session and of an hour. Optional: without it
+	// statements with such a limit are refused.
+	Usage Usage
+
 	Log    *slog.Logger          // optional
 	Tracer trace.Tracer          // optional
 	Clock  func() time.Time      // optional
