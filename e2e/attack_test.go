@@ -101,7 +101,8 @@ func TestAttackStartupParameters(t *testing.T) {
 	s := site(t)
 	tok := token(t, s, demo.Ada)
 	for name, value := range map[string]string{
-		"options": "-c role=postgres", "search_path": "pg_temp", "Search_Path": "pg_temp", "role": "postgres",
+		"options": "-c role=postgres", "Options": "-c statement_timeout=0", "statement_timeout": "0", "lock_timeout": "0",
+		"DateStyle": "German", "IntervalStyle": "sql_standard", "search_path": "pg_temp", "Search_Path": "pg_temp", "role": "postgres",
 		"session_authorization": "postgres", "replication": "database", "standard_conforming_strings": "off",
 		"client_encoding": "SJIS", "TimeZone": "x'", "plan_cache_mode": "force_generic_plan", "application_name": "honest",
 	} {

@@ -1,6 +1,7 @@
 package sql
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -38,6 +39,17 @@ var settable = map[string]func(value string) (time.Duration, error){
 const showable = " server_version server_version_num server_encoding transaction_isolation transaction_read_only transaction_deferrable " +
 	"search_path is_superuser session_authorization integer_datetimes max_identifier_length lc_collate lc_ctype lc_messages " +
 	"lc_monetary lc_numeric lc_time in_hot_standby max_index_keys block_size role "
+
+// CheckSetting reports why a client may not give a setting a value, in whatever
+// way it does: nil is what SET would take. The name's case does not matter.
+func CheckSetting(name, value string) error {
+	check := settable[strings.ToLower(name)]
+	if check == nil {
+		return errors.New("it is not one that a client may set")
+	}
+	_, err := check(value)
+	return err
+}
 
 const settingHint = "These can be set: application_name, statement_timeout, lock_timeout, idle_in_transaction_session_timeout, " +
 	"extra_float_digits, client_min_messages, datestyle (ISO), timezone, client_encoding (UTF8) and default_transaction_…."

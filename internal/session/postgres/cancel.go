@@ -19,7 +19,7 @@ type cancelKeys struct {
 }
 
 type cancelKey struct {
-	secret uint32
+	secret []byte
 	cancel func(context.Context)
 }
 
@@ -27,18 +27,27 @@ func newCancelKeys(limit int) *cancelKeys {
 	return &cancelKeys{limit: limit, sessions: map[uint32]cancelKey{}}
 }
 
-// add makes a key for a session; release forgets it.
-func (k *cancelKeys) add(cancel func(context.Context)) (pid, secret uint32, release func(), err error) {
+// The lengths of a key's secret, in bytes: of protocol 3.0, of 3.2 as
+// PostgreSQL makes it, and the most that a cancel request may hold.
+const (
+	shortSecret = 4
+	longSecret  = 32
+	maxSecret   = 256
+)
+
+// add makes a key with a secret of that length for a session; release forgets
+// it.
+func (k *cancelKeys) add(length int, cancel func(context.Context)) (pid uint32, secret []byte, release func(), err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if len(k.sessions) >= k.limit {
-		return 0, 0, nil, errors.New("too many sessions")
+		return 0, nil, nil, errors.New("too many sessions")
 	}
 	for {
-		var b [8]byte
-		rand.Read(b[:]) // never fails
+		b := make([]byte, 4+length)
+		rand.Read(b) // never fails
 		// libpq shows the process id as a signed number: keep it positive.
-		pid, secret = binary.BigEndian.Uint32(b[:4])>>1, binary.BigEndian.Uint32(b[4:])
+		pid, secret = binary.BigEndian.Uint32(b[:4])>>1, b[4:]
 		if _, taken := k.sessions[pid]; !taken && pid != 0 {
 			break
 		}
@@ -52,14 +61,11 @@ func (k *cancelKeys) add(cancel func(context.Context)) (pid, secret uint32, rele
 }
 
 // find returns the session's cancel function when the secret is right.
-func (k *cancelKeys) find(pid, secret uint32) func(context.Context) {
+func (k *cancelKeys) find(pid uint32, secret []byte) func(context.Context) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	key, ok := k.sessions[pid]
-	var given, want [4]byte
-	binary.BigEndian.PutUint32(given[:], secret)
-	binary.BigEndian.PutUint32(want[:], key.secret)
-	if subtle.ConstantTimeCompare(given[:], want[:]) != 1 || !ok {
+	if subtle.ConstantTimeCompare(secret, key.secret) != 1 || !ok {
 		return nil
 	}
 	return key.cancel
@@ -68,10 +74,10 @@ func (k *cancelKeys) find(pid, secret uint32) func(context.Context) {
 // cancelRequest serves a connection that only asks to cancel. As with
 // PostgreSQL there is no answer, whatever happened.
 func (c *connection) cancelRequest(ctx context.Context, body []byte) {
-	if len(body) != 8 {
+	if len(body) < 4+shortSecret || len(body) > 4+maxSecret {
 		return
 	}
-	cancel := c.keys.find(binary.BigEndian.Uint32(body), binary.BigEndian.Uint32(body[4:]))
+	cancel := c.keys.find(binary.BigEndian.Uint32(body), body[4:])
 	if cancel == nil {
 		c.metrics.refused.WithLabelValues("cancel-key").Inc()
 		c.deps.Log.Info("postgres cancel request with an unknown key", "client", c.source.String())

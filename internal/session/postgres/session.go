@@ -164,7 +164,11 @@ func (s *session) prepare(ctx context.Context, start *startup) error {
 // serve greets the client and takes its messages until one of them, the target
 // or ctx ends the session.
 func (s *session) serve(ctx context.Context, start *startup) error {
-	pid, secret, release, err := s.keys.add(s.cancelByClient)
+	length := shortSecret
+	if start.minor >= protocolMinor {
+		length = longSecret
+	}
+	pid, secret, release, err := s.keys.add(length, s.cancelByClient)
 	if err != nil {
 		return &fatalError{s.unavailable("the gateway has too many sessions"), err}
 	}
@@ -183,8 +187,7 @@ func (s *session) serve(ctx context.Context, start *startup) error {
 	}
 }
 
-func (s *session) greet(ctx context.Context, pid, secret uint32) error {
-	key := []byte{byte(secret >> 24), byte(secret >> 16), byte(secret >> 8), byte(secret)}
+func (s *session) greet(ctx context.Context, pid uint32, secret []byte) error {
 	if err := s.emit(&pgproto3.AuthenticationOk{}); err != nil {
 		return err
 	}
@@ -199,7 +202,7 @@ func (s *session) greet(ctx context.Context, pid, secret uint32) error {
 			}
 		}
 	}
-	if err := s.emit(&pgproto3.BackendKeyData{ProcessID: pid, SecretKey: key}); err != nil {
+	if err := s.emit(&pgproto3.BackendKeyData{ProcessID: pid, SecretKey: secret}); err != nil {
 		return err
 	}
 	s.out = appendFrame(s.out, 'Z', []byte{statusIdle})

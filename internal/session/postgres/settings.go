@@ -1,12 +1,14 @@
 package postgres
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
 	"slices"
 	"strings"
 
+	"chaperone.dev/chaperone/internal/sql"
 	"chaperone.dev/chaperone/internal/sql/catalog"
 )
 
@@ -34,71 +36,111 @@ func ownedSettings(searchPath []string) map[string]string {
 	}
 }
 
-// A startupSetting is a run-time parameter that a client may give in its
-// startup message, and the form of its value.
-type startupSetting struct {
-	name string // as the target spells it
-	form *regexp.Regexp
-}
-
-// startupSettings is keyed by the lower-case name.
-func startupSettings() map[string]startupSetting {
-	duration := regexp.MustCompile(`^[0-9]{1,10}\s*(us|ms|s|min|h|d)?$`)
-	list := []startupSetting{
-		{"application_name", regexp.MustCompile(`^[ -~]{0,256}$`)},
-		{"DateStyle", regexp.MustCompile(`(?i)^iso(\s*,\s*(mdy|dmy|ymd))?$`)},
-		{"IntervalStyle", regexp.MustCompile(`(?i)^(postgres|postgres_verbose|sql_standard|iso_8601)$`)},
-		{"TimeZone", regexp.MustCompile(`^[A-Za-z0-9_+\-/:]{1,64}$`)},
-		{"extra_float_digits", regexp.MustCompile(`^-?[0-9]{1,2}$`)},
-		{"statement_timeout", duration},
-		{"lock_timeout", duration},
-		{"idle_in_transaction_session_timeout", duration},
-		{"default_transaction_read_only", regexp.MustCompile(`(?i)^(on|off|true|false|yes|no|0|1)$`)},
-		{"default_transaction_isolation", regexp.MustCompile(`(?i)^(read committed|read uncommitted|repeatable read|serializable)$`)},
-	}
-	settings := make(map[string]startupSetting, len(list))
-	for _, s := range list {
-		settings[strings.ToLower(s.name)] = s
-	}
-	return settings
-}
-
-// clientSettings checks the parameters of a startup message against the allow
-// list and returns those for the target. The error names the first fault.
+// clientSettings checks the parameters of a startup message and returns those
+// for the target. What SET would not take is not taken here either, be it named
+// by itself or in options. The error names the first fault.
 func clientSettings(params map[string]string) (map[string]string, error) {
-	allowed := startupSettings()
+	given, err := commandLine(params["options"])
+	if err != nil {
+		return nil, err
+	}
+	for name, value := range params {
+		lower := strings.ToLower(name)
+		switch {
+		case lower == "user", lower == "database", lower == "options":
+		case lower == "replication":
+			return nil, errors.New("replication connections are not supported")
+		case strings.HasPrefix(lower, protocolOption): // answered by NegotiateProtocolVersion
+		default:
+			given[lower] = value // wins over options, as at the target
+		}
+	}
 	settings := map[string]string{}
-	for _, name := range slices.Sorted(maps.Keys(params)) {
-		value, lower := params[name], strings.ToLower(name)
-		switch lower {
-		case "user", "database":
-			continue
-		case "client_encoding":
+	for _, name := range slices.Sorted(maps.Keys(given)) {
+		value := given[name]
+		if name == "client_encoding" {
 			if !isUTF8(value) {
 				return nil, fmt.Errorf("client_encoding %q is not supported; use UTF8", printable(value, 40))
 			}
 			continue
-		case "options":
-			if strings.TrimSpace(value) != "" {
-				return nil, fmt.Errorf("the startup parameter options (PGOPTIONS) is not supported; use SET after connecting")
-			}
-			continue
-		case "replication":
-			return nil, fmt.Errorf("replication connections are not supported")
 		}
-		if strings.HasPrefix(lower, protocolOption) {
-			continue // answered by NegotiateProtocolVersion
+		if err := sql.CheckSetting(name, value); err != nil {
+			return nil, fmt.Errorf("the startup parameter %s = %q is not supported: %w", printable(canonical(name), 60), printable(value, 60), err)
 		}
-		setting, ok := allowed[lower]
-		if !ok {
-			return nil, fmt.Errorf("the startup parameter %q is not supported", printable(name, 60))
+		if name == "timezone" && !timeZone.MatchString(value) {
+			return nil, fmt.Errorf("the startup parameter TimeZone = %q is not supported: it is not the name of a time zone", printable(value, 60))
 		}
-		if !setting.form.MatchString(value) {
-			return nil, fmt.Errorf("the value %q of the startup parameter %s is not supported", printable(value, 60), setting.name)
+		if name != "standard_conforming_strings" { // it is on already
+			settings[canonical(name)] = value
 		}
-		settings[setting.name] = value
 	}
 	return settings, nil
+}
+
+// timeZone is the form of a zone's name: a wrong one would be told by the target
+// before there is a session to tell it in.
+var timeZone = regexp.MustCompile(`^[A-Za-z0-9_+\-/:]{1,64}$`)
+
+// canonical is a setting's name as ownedSettings has it.
+func canonical(name string) string {
+	switch name {
+	case "datestyle":
+		return "DateStyle"
+	case "intervalstyle":
+		return "IntervalStyle"
+	case "timezone":
+		return "TimeZone"
+	}
+	return name
+}
+
+// commandLine reads the startup parameter options (PGOPTIONS), of which only
+// settings are taken: -c name=value and --name=value, split as the target does.
+func commandLine(options string) (map[string]string, error) {
+	settings := map[string]string{}
+	words := splitOptions(options)
+	for i := 0; i < len(words); i++ {
+		setting, ok := strings.CutPrefix(words[i], "--")
+		if !ok {
+			if setting, ok = strings.CutPrefix(words[i], "-c"); ok && setting == "" && i+1 < len(words) {
+				i++
+				setting = words[i]
+			}
+		}
+		name, value, hasValue := strings.Cut(setting, "=")
+		if !ok || !hasValue || name == "" {
+			return nil, fmt.Errorf("%q in the startup parameter options (PGOPTIONS) is not supported; write -c name=value", printable(words[i], 60))
+		}
+		settings[strings.ToLower(strings.ReplaceAll(name, "-", "_"))] = value
+	}
+	return settings, nil
+}
+
+// splitOptions splits at white space; a backslash keeps the character after it.
+func splitOptions(options string) []string {
+	var words []string
+	var word []byte
+	started := false
+	for i := 0; i < len(options); i++ {
+		switch c := options[i]; {
+		case strings.IndexByte(" \t\n\r\f\v", c) >= 0:
+			if started {
+				words, word, started = append(words, string(word)), nil, false
+			}
+			continue
+		case c == '\\' && i+1 < len(options):
+			i++
+			word = append(word, options[i])
+		case c == '\\':
+		default:
+			word = append(word, c)
+		}
+		started = true
+	}
+	if started {
+		words = append(words, string(word))
+	}
+	return words
 }
 
 // protocolOption begins the names of protocol extensions.

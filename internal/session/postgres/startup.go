@@ -25,6 +25,7 @@ const (
 	codeGSSENC = 80877104
 
 	protocolMajor = 3
+	protocolMinor = 2 // the newest that is spoken; its cancel keys are longer
 )
 
 const (
@@ -47,7 +48,8 @@ type connection struct {
 
 // A startup is what a StartupMessage asks for.
 type startup struct {
-	minor    int // protocol 3.minor
+	minor    int  // protocol 3.minor, as it is spoken
+	newer    bool // the client asked for a newer one
 	user     string
 	database string // the resource
 	settings map[string]string
@@ -191,7 +193,8 @@ func (c *connection) startupMessage(code uint32, body []byte) (*startup, error) 
 	if err != nil {
 		return nil, err
 	}
-	start := &startup{minor: int(code & 0xffff), user: params["user"], database: params["database"]}
+	asked := int(code & 0xffff)
+	start := &startup{minor: min(asked, protocolMinor), newer: asked > protocolMinor, user: params["user"], database: params["database"]}
 	if start.user == "" {
 		return nil, &frameError{sqlstateAuthorization, "no PostgreSQL user name specified in startup packet"}
 	}
@@ -251,8 +254,10 @@ func isLoopback(addr net.Addr) bool {
 // authenticate asks for the token and has it verified. None, expired, forged
 // and meant for others look alike to the client.
 func (c *connection) authenticate(ctx context.Context, start *startup) (access.Principal, error) {
-	if start.minor > 0 || len(start.options) > 0 {
-		c.send(&pgproto3.NegotiateProtocolVersion{NewestMinorProtocol: 0, UnrecognizedOptions: start.options})
+	if start.newer || len(start.options) > 0 {
+		// The field's name notwithstanding, PostgreSQL sends the whole version.
+		version := uint32(protocolMajor<<16 | start.minor)
+		c.send(&pgproto3.NegotiateProtocolVersion{NewestMinorProtocol: version, UnrecognizedOptions: start.options})
 	}
 	if err := c.send(&pgproto3.AuthenticationCleartextPassword{}); err != nil {
 		return access.Principal{}, err

@@ -96,15 +96,36 @@ func TestStartupParameters(t *testing.T) {
 		{"application_name", "report", ""},
 		{"client_encoding", "UTF8", ""},
 		{"client_encoding", "'utf-8'", ""},
-		{"DateStyle", "ISO, DMY", ""},
+		{"DateStyle", "ISO", ""},
+		{"datestyle", "iso, mdy", ""},
+		{"IntervalStyle", "postgres", ""},
+		{"default_transaction_read_only", "on", ""},
+		{"lock_timeout", "5000", ""},
 		{"TimeZone", "Europe/Berlin", ""},
 		{"extra_float_digits", "2", ""},
 		{"statement_timeout", "5s", ""},
 		{"options", "", ""},
+		{"options", "-c statement_timeout=5s --lock-timeout=1s  -cTimeZone=UTC", ""},
+		{"options", `-c application_name=a\ b`, ""},
+		{"DateStyle", "ISO, DMY", "DateStyle"},
+		{"statement_timeout", "0", "statement_timeout"},
+		{"lock_timeout", "0ms", "lock_timeout"},
+		{"idle_in_transaction_session_timeout", "0", "idle_in_transaction_session_timeout"},
+		{"IntervalStyle", "sql_standard", "IntervalStyle"},
+		{"extra_float_digits", "99", "extra_float_digits"},
+		{"options", "-c statement_timeout=0", "statement_timeout"},
+		{"options", "--statement-timeout=0", "statement_timeout"},
+		{"options", `-c search\_path=evil`, "search_path"},
+		{"options", "-c", "options"},
+		{"options", "-c search_path", "options"},
+		{"options", "-B 100", "options"},
+		{"options", "-d 5", "options"},
+		{"options", "search_path=evil", "options"},
+		{"Role", "postgres", "role"},
 		{"client_encoding", "LATIN1", "client_encoding"},
 		{"DateStyle", "German", "DateStyle"},
 		{"search_path", "evil", "search_path"},
-		{"options", "-c search_path=evil", "options"},
+		{"options", "-c search_path=evil", "search_path"},
 		{"replication", "database", "replication"},
 		{"session_replication_role", "replica", "session_replication_role"},
 		{"standard_conforming_strings", "off", "standard_conforming_strings"},
@@ -248,12 +269,44 @@ func TestProtocolVersions(t *testing.T) {
 		conn.SetDeadline(time.Now().Add(10 * time.Second))
 		return pgproto3.NewFrontend(conn, conn)
 	}
-	newer := w()
-	newer.Send(&pgproto3.StartupMessage{ProtocolVersion: pgproto3.ProtocolVersion32, Parameters: map[string]string{"user": "a", "database": "orders", "_pq_.command": "1"}})
-	newer.Flush()
-	msg, err := newer.Receive()
-	if n, ok := msg.(*pgproto3.NegotiateProtocolVersion); !ok || n.NewestMinorProtocol != 0 || len(n.UnrecognizedOptions) != 1 {
-		t.Errorf("got %+v, %v", msg, err)
+	for _, c := range []struct {
+		asked, spoken, secret int
+		option                string
+	}{
+		{0, -1, shortSecret, ""}, {1, -1, shortSecret, ""}, {2, -1, longSecret, ""}, {9999, 2, longSecret, ""},
+		{2, 2, longSecret, "_pq_.command"}, {0, 0, shortSecret, "_pq_.command"},
+	} {
+		f := w()
+		params := map[string]string{"user": "a", "database": "orders"}
+		if c.option != "" {
+			params[c.option] = "1"
+		}
+		f.Send(&pgproto3.StartupMessage{ProtocolVersion: uint32(3<<16 | c.asked), Parameters: params})
+		f.Flush()
+		msg, err := f.Receive()
+		if c.spoken >= 0 {
+			n, ok := msg.(*pgproto3.NegotiateProtocolVersion)
+			if !ok || n.NewestMinorProtocol != uint32(3<<16|c.spoken) || (len(n.UnrecognizedOptions) == 1) != (c.option != "") {
+				t.Errorf("3.%d: got %+v, %v", c.asked, msg, err)
+			}
+			msg, err = f.Receive()
+		}
+		if _, ok := msg.(*pgproto3.AuthenticationCleartextPassword); !ok {
+			t.Fatalf("3.%d: got %+v, %v", c.asked, msg, err)
+		}
+		f.Send(&pgproto3.PasswordMessage{Password: goodToken})
+		f.Flush()
+		for secret := -1; secret < 0; {
+			msg, err := f.Receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if key, ok := msg.(*pgproto3.BackendKeyData); ok {
+				if secret = len(key.SecretKey); secret != c.secret {
+					t.Errorf("3.%d: a secret of %d bytes", c.asked, secret)
+				}
+			}
+		}
 	}
 	other := w()
 	other.Send(&pgproto3.StartupMessage{ProtocolVersion: 2 << 16, Parameters: map[string]string{"user": "a"}})
@@ -265,6 +318,15 @@ func TestProtocolVersions(t *testing.T) {
 		conn, err := pgconn.Connect(context.Background(), g.dsn(goodToken)+" max_protocol_version="+max)
 		if err != nil {
 			t.Fatalf("%s: %v", max, err)
+		}
+		cancelled := make(chan error, 1)
+		go func() {
+			eventually(t, "it runs", func() bool { return g.running(t, "version-mark") == "1" })
+			cancelled <- conn.CancelRequest(context.Background())
+		}()
+		_, err = conn.Exec(context.Background(), "select pg_sleep(60), 'version-mark'").ReadAll()
+		if e := pgError(t, err); e.Code != "57014" || <-cancelled != nil {
+			t.Errorf("%s: %+v", max, e)
 		}
 		conn.Close(context.Background())
 	}
