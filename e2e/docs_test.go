@@ -22,7 +22,11 @@ func documents(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return append(append(found, design...), "../README.md", "../CONTRIBUTING.md")
+	vocabulary, err := filepath.Glob("../docs/policy/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(slices.Concat(found, design, vocabulary), "../README.md", "../CONTRIBUTING.md")
 }
 
 // shown returns the lines of a document that are shown as commands: indented by

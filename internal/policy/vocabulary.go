@@ -104,6 +104,9 @@ func principalType(hop *objectType) *objectType {
 		field{"groups", cel.ListType(cel.StringType), "groups it is a member of", func(source any, box boxer) any {
 			return box.list(source.(*access.Principal).Groups)
 		}},
+		field{"depth", cel.IntType, "how many delegations stand behind it", func(source any, _ boxer) any {
+			return types.Int(len(source.(*access.Principal).Chain))
+		}},
 		field{"chain", cel.ListType(hop.celType), "delegation, first delegator first", func(source any, box boxer) any {
 			chain := source.(*access.Principal).Chain
 			hops := make([]ref.Val, len(chain))
