@@ -14,6 +14,7 @@
 package approval
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -103,21 +104,14 @@ func (c Config) withDefaults() Config {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	c.MaxPending = orDefault(c.MaxPending, 1000)
-	c.MaxPendingPerPrincipal = orDefault(c.MaxPendingPerPrincipal, 20)
-	c.MaxAsksPerMinute = orDefault(c.MaxAsksPerMinute, 300)
-	c.MaxKept = orDefault(c.MaxKept, 5000)
-	c.LeaseTTL = orDefault(c.LeaseTTL, 4*time.Second)
-	c.Sweep = orDefault(c.Sweep, time.Second)
-	c.Retention = orDefault(c.Retention, 24*time.Hour)
+	c.MaxPending = cmp.Or(c.MaxPending, 1000)
+	c.MaxPendingPerPrincipal = cmp.Or(c.MaxPendingPerPrincipal, 20)
+	c.MaxAsksPerMinute = cmp.Or(c.MaxAsksPerMinute, 300)
+	c.MaxKept = cmp.Or(c.MaxKept, 5000)
+	c.LeaseTTL = cmp.Or(c.LeaseTTL, 4*time.Second)
+	c.Sweep = cmp.Or(c.Sweep, time.Second)
+	c.Retention = cmp.Or(c.Retention, 24*time.Hour)
 	return c
-}
-
-func orDefault[T int | time.Duration](value, otherwise T) T {
-	if value <= 0 {
-		return otherwise
-	}
-	return value
 }
 
 // A Service keeps approvals. Methods are safe for concurrent use, also with

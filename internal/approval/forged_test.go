@@ -15,6 +15,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/store"
+	"chaperone.dev/chaperone/internal/store/storetest"
 )
 
 // A writer changes what is stored of an approval, around the store: it gets the
@@ -76,11 +77,11 @@ func TestForgedGrant(t *testing.T) {
 	}
 	t.Run("redis", func(t *testing.T) {
 		t.Parallel()
-		server := startRedis(t)
+		server := storetest.StartRedis(t)
 		config := store.RedisConfig{URL: access.NewSecret(server.URL()), Key: store.NewKey(), Name: "forged"}
 		raw := redis.NewClient(&redis.Options{Addr: server.Addr, Password: server.Password})
 		defer raw.Close()
-		p := newPair(t, [2]store.Store{openRedis(t, config), openRedis(t, config)}, nil)
+		p := newPair(t, [2]store.Store{storetest.Redis(t, config), storetest.Redis(t, config)}, nil)
 		write := func(t *testing.T, id string, change func([]byte) []byte) {
 			t.Helper()
 			key := "{forged}:record:" + recordPrefix + id
@@ -92,7 +93,7 @@ func TestForgedGrant(t *testing.T) {
 	})
 	t.Run("embedded", func(t *testing.T) {
 		t.Parallel()
-		config := store.EmbeddedConfig{Path: filepath.Join(fastDir(t), "store.db"), Key: store.NewKey()}
+		config := store.EmbeddedConfig{Path: filepath.Join(storetest.Dir(t), "store.db"), Key: store.NewKey()}
 		var s *store.Embedded
 		reopen := func() *Service {
 			var err error
@@ -141,9 +142,9 @@ func rewriteFile(t *testing.T, path, key string, change func([]byte) []byte) {
 // state was seen.
 func TestReplayedGrant(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
+	server := storetest.StartRedis(t)
 	config := store.RedisConfig{URL: access.NewSecret(server.URL()), Key: store.NewKey(), Name: "replay"}
-	p := newPair(t, [2]store.Store{openRedis(t, config), openRedis(t, config)}, nil)
+	p := newPair(t, [2]store.Store{storetest.Redis(t, config), storetest.Redis(t, config)}, nil)
 	raw := redis.NewClient(&redis.Options{Addr: server.Addr, Password: server.Password})
 	defer raw.Close()
 	a, err := p.one.Ask(t.Context(), newAsk("1", false, access.ApprovalTerms{}))
@@ -162,9 +163,9 @@ func TestReplayedGrant(t *testing.T) {
 // waiting clients survive a short absence, and all works again by itself.
 func TestStoreGone(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
+	server := storetest.StartRedis(t)
 	config := store.RedisConfig{URL: access.NewSecret(server.URL()), Key: store.NewKey(), Timeout: 300 * time.Millisecond}
-	p := newPair(t, [2]store.Store{openRedis(t, config), openRedis(t, config)}, nil).run(t)
+	p := newPair(t, [2]store.Store{storetest.Redis(t, config), storetest.Redis(t, config)}, nil).run(t)
 	ctx := t.Context()
 	pending, err := p.one.Ask(ctx, newAsk("1", false, access.ApprovalTerms{}))
 	ok(t, err)
@@ -202,7 +203,7 @@ func TestStoreGone(t *testing.T) {
 // waited in the process that ended does not.
 func TestRestart(t *testing.T) {
 	t.Parallel()
-	config := store.EmbeddedConfig{Path: filepath.Join(fastDir(t), "store.db"), Key: store.NewKey()}
+	config := store.EmbeddedConfig{Path: filepath.Join(storetest.Dir(t), "store.db"), Key: store.NewKey()}
 	open := func() (*store.Embedded, *pair) {
 		s, err := store.OpenEmbedded(config)
 		ok(t, err)

@@ -3,36 +3,21 @@ package approval
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
-	"chaperone.dev/chaperone/internal/localserver"
+	"chaperone.dev/chaperone/internal/clocktest"
 	"chaperone.dev/chaperone/internal/store"
+	"chaperone.dev/chaperone/internal/store/storetest"
 )
 
-type fakeClock struct {
-	mu  sync.Mutex
-	now time.Time
-}
+// fakeClock is the clock of both replicas.
+type fakeClock = clocktest.Clock
 
-func newFakeClock() *fakeClock { return &fakeClock{now: time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)} }
-
-func (c *fakeClock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *fakeClock) Advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
+func newFakeClock() *fakeClock { return clocktest.New(time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)) }
 
 // A memoryRecorder is the recording: what is not in it has not happened.
 type memoryRecorder struct {
@@ -86,22 +71,8 @@ type pair struct {
 
 type stores func(t *testing.T) [2]store.Store
 
-// fastDir is a folder in memory where there is one: the tests write a lot.
-func fastDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "approval-test-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 func embeddedStores(t *testing.T) [2]store.Store {
-	t.Helper()
-	e, err := store.OpenEmbedded(store.EmbeddedConfig{Path: filepath.Join(fastDir(t), "store.db"), Key: store.NewKey()})
-	ok(t, err)
-	t.Cleanup(func() { e.Close() })
+	e := storetest.Embedded(t)
 	return [2]store.Store{e, e}
 }
 
@@ -110,28 +81,12 @@ func onBothStores(t *testing.T, test func(t *testing.T, open stores)) {
 	t.Run("embedded", func(t *testing.T) { t.Parallel(); test(t, embeddedStores) })
 	t.Run("redis", func(t *testing.T) {
 		t.Parallel()
-		server := startRedis(t)
+		server := storetest.StartRedis(t)
 		test(t, func(t *testing.T) [2]store.Store {
-			config := store.RedisConfig{URL: access.NewSecret(server.URL()), Key: store.NewKey(), Name: "t" + access.NewRequestID()}
-			return [2]store.Store{openRedis(t, config), openRedis(t, config)}
+			config := storetest.RedisConfig(server)
+			return [2]store.Store{storetest.Redis(t, config), storetest.Redis(t, config)}
 		})
 	})
-}
-
-func startRedis(t *testing.T) *localserver.Redis {
-	t.Helper()
-	server, err := localserver.StartRedis(t.Context(), fastDir(t))
-	ok(t, err)
-	t.Cleanup(func() { server.Close() })
-	return server
-}
-
-func openRedis(t *testing.T, config store.RedisConfig) *store.Redis {
-	t.Helper()
-	r, err := store.OpenRedis(t.Context(), config)
-	ok(t, err)
-	t.Cleanup(func() { r.Close() })
-	return r
 }
 
 func newPair(t *testing.T, s [2]store.Store, change func(*Config)) *pair {

@@ -171,12 +171,12 @@ func TestNewestTokenBoundsTheClock(t *testing.T) {
 	v := newVerifier(t, Config{Issuers: []Issuer{p.config("dex")}, Clock: clock.Now})
 	expired := key.token(p.claims(map[string]any{"exp": noon.Add(time.Minute).Unix()}))
 	mustAccept(t, v, expired)
-	clock.advance(10 * time.Minute)
+	clock.Advance(10 * time.Minute)
 	mustAccept(t, v, key.token(p.claims(map[string]any{"iat": noon.Add(10 * time.Minute).Unix()})))
 
-	clock.advance(-time.Hour)
+	clock.Advance(-time.Hour)
 	v.clock.read()
-	clock.advance(settleBack)
+	clock.Advance(settleBack)
 	if r := v.clock.read(); !r.early.Equal(r.late) {
 		t.Fatal("the clock has not settled")
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/clocktest"
 	"chaperone.dev/chaperone/internal/localserver"
 )
 
@@ -67,7 +68,7 @@ func TestDex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	clock.advance(fetchInterval)
+	clock.Advance(fetchInterval)
 	mustAccept(t, v, access.NewSecret(raw))
 	if _, err := v.Verify(ctx, before); !errors.Is(err, ErrTokenRejected) {
 		t.Errorf("a token of a removed key: %v", err)
@@ -75,6 +76,6 @@ func TestDex(t *testing.T) {
 }
 
 // An offsetClock is the machine's, some time later.
-type offsetClock struct{ fakeClock }
+type offsetClock struct{ clocktest.Clock }
 
 func (c *offsetClock) now() time.Time { return time.Now().Add(c.Now().Sub(time.Time{})) }

@@ -123,7 +123,7 @@ func TestHostileProvider(t *testing.T) {
 			}
 			p.answer(nil, nil)
 			wantVerdict(t, v, token, "none") // not before its time
-			clock.advance(fetchInterval)
+			clock.Advance(fetchInterval)
 			wantVerdict(t, v, token, "accepted")
 			if n := elsewhere.Load(); n != 0 {
 				t.Errorf("%d requests went elsewhere", n)
@@ -142,7 +142,7 @@ func TestEmptyKeySetEndsKnownKeys(t *testing.T) {
 	token := key.token(p.claims(nil))
 	wantVerdict(t, v, token, "accepted")
 	p.publish()
-	clock.advance(removedKeyLife)
+	clock.Advance(removedKeyLife)
 	wantVerdict(t, v, token, "rejected")
 }
 
@@ -156,20 +156,20 @@ func TestRotation(t *testing.T) {
 	wantVerdict(t, v, before, "accepted")
 
 	p.publish(older, newer)
-	clock.advance(fetchInterval - time.Nanosecond)
+	clock.Advance(fetchInterval - time.Nanosecond)
 	wantVerdict(t, v, after, "rejected") // as often as fetching is allowed
-	clock.advance(time.Nanosecond)
+	clock.Advance(time.Nanosecond)
 	wantVerdict(t, v, after, "accepted") // within 10 s
 	wantVerdict(t, v, before, "accepted")
 
 	p.publish(newer)
-	clock.advance(removedKeyLife)
+	clock.Advance(removedKeyLife)
 	wantVerdict(t, v, before, "rejected") // remembered or not
 	wantVerdict(t, v, after, "accepted")
 
 	replaced := newES256(t, "new") // under the same name
 	p.publish(replaced)
-	clock.advance(fetchInterval)
+	clock.Advance(fetchInterval)
 	wantVerdict(t, v, replaced.token(p.claims(nil)), "accepted")
 	wantVerdict(t, v, after, "rejected")
 }
@@ -196,7 +196,7 @@ func TestFetchesAreRare(t *testing.T) {
 	if n := p.count(); n != 1 {
 		t.Fatalf("%d fetches, want 1", n)
 	}
-	clock.advance(fetchInterval)
+	clock.Advance(fetchInterval)
 	p.answer(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, nil)
 	storm()
 	storm()
@@ -246,7 +246,7 @@ func TestOneFetchAtATime(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 		cancel()
-		clock.advance(fetchInterval)
+		clock.Advance(fetchInterval)
 	}
 	<-p.asked
 	if n := p.count(); n != 1 {
@@ -263,7 +263,7 @@ func TestTokenWithoutKeyNameNeedsOneKey(t *testing.T) {
 	token := access.NewSecret(a.sign(`{"alg":"ES256"}`, asJSON(p.claims(nil))))
 	wantVerdict(t, v, token, "accepted")
 	p.publish(a, b)
-	clock.advance(removedKeyLife)
+	clock.Advance(removedKeyLife)
 	v.Invalidate(TokenID(access.NewSecret("none of these")))
 	wantVerdict(t, v, token, "accepted") // its key is published still
 	v.Invalidate(TokenID(token))
@@ -284,12 +284,12 @@ func TestProviderDown(t *testing.T) {
 	p.answer(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }, nil)
 
 	for range 19 {
-		clock.advance(time.Minute)
+		clock.Advance(time.Minute)
 		wantVerdict(t, v, token, "accepted") // known keys serve
 	}
 	stranger := newES256(t, "k2").token(p.claims(nil))
 	wantVerdict(t, v, stranger, "none") // it may be a new key
-	clock.advance(time.Minute)
+	clock.Advance(time.Minute)
 	wantVerdict(t, v, token, "none") // until their age, remembered or not
 	if _, err := v.Verify(context.Background(), token); !strings.Contains(err.Error(), "status 502") {
 		t.Errorf("the error does not say why: %v", err)
@@ -299,7 +299,7 @@ func TestProviderDown(t *testing.T) {
 	}
 
 	p.answer(nil, nil)
-	clock.advance(fetchInterval)
+	clock.Advance(fetchInterval)
 	wantVerdict(t, v, token, "accepted") // recovers unaided
 	wantVerdict(t, v, stranger, "rejected")
 	if text := lines.String(); strings.Count(text, "can be fetched again") != 1 {
@@ -318,11 +318,11 @@ func TestHangingProviderDoesNotHoldKnownTokens(t *testing.T) {
 	token := key.token(p.claims(nil))
 	wantVerdict(t, v, token, "accepted")
 	p.answer(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, nil)
-	clock.advance(removedKeyLife)
+	clock.Advance(removedKeyLife)
 	wantVerdict(t, v, token, "accepted")
 
 	v.issuers[p.URL].keys.source.timeout = time.Hour // whoever waits now, waits too long
-	clock.advance(fetchInterval)
+	clock.Advance(fetchInterval)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if _, err := v.Verify(ctx, token); err != nil {
@@ -388,7 +388,7 @@ func TestDueKeysAreFetchedBesideTheWork(t *testing.T) {
 	<-p.asked
 	gate := make(chan struct{})
 	p.answer(func(w http.ResponseWriter, r *http.Request) { <-gate; p.honestDiscovery(w, r) }, nil)
-	clock.advance(refreshAfter)
+	clock.Advance(refreshAfter)
 	wantVerdict(t, v, token, "accepted") // and did not wait for the gate
 	<-p.asked
 	close(gate)

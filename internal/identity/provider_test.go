@@ -25,30 +25,14 @@ import (
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/clocktest"
 )
 
 // noon is when these tests begin.
 var noon = time.Date(2030, time.March, 4, 12, 0, 0, 0, time.UTC)
 
 // A fakeClock stands still until it is told otherwise.
-type fakeClock struct {
-	mu sync.Mutex
-	t  time.Time
-}
-
-func newFakeClock() *fakeClock { return &fakeClock{t: noon} }
-
-func (c *fakeClock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.t
-}
-
-func (c *fakeClock) advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.t = c.t.Add(d)
-}
+func newFakeClock() *clocktest.Clock { return clocktest.New(noon) }
 
 // A signer is a key as an issuer has it.
 type signer struct {

@@ -359,9 +359,9 @@ func TestVerifyAsksOnEveryUse(t *testing.T) {
 	v := newVerifier(t, Config{Issuers: []Issuer{p.config("dex")}, Clock: clock.Now})
 	token := key.token(p.claims(map[string]any{"exp": noon.Add(time.Minute).Unix()}))
 	mustAccept(t, v, token)
-	clock.advance(time.Minute + 29*time.Second)
+	clock.Advance(time.Minute + 29*time.Second)
 	mustAccept(t, v, token)
-	clock.advance(time.Second)
+	clock.Advance(time.Second)
 	if _, err := v.Verify(context.Background(), token); !errors.Is(err, ErrTokenRejected) {
 		t.Errorf("remembered past its expiry: %v", err)
 	}

@@ -3,69 +3,19 @@ package session
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
-	"chaperone.dev/chaperone/internal/localserver"
+	"chaperone.dev/chaperone/internal/clocktest"
 	"chaperone.dev/chaperone/internal/store"
+	"chaperone.dev/chaperone/internal/store/storetest"
 )
 
-type fakeClock struct {
-	mu  sync.Mutex
-	now time.Time
-}
+// fakeClock is the clock of both replicas.
+type fakeClock = clocktest.Clock
 
-func newFakeClock() *fakeClock { return &fakeClock{now: time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)} }
-
-func (c *fakeClock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *fakeClock) Advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
-
-func fastDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "session-test-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
-func openEmbedded(t *testing.T) *store.Embedded {
-	t.Helper()
-	e, err := store.OpenEmbedded(store.EmbeddedConfig{Path: filepath.Join(fastDir(t), "store.db"), Key: store.NewKey()})
-	ok(t, err)
-	t.Cleanup(func() { e.Close() })
-	return e
-}
-
-func startRedis(t *testing.T) *localserver.Redis {
-	t.Helper()
-	server, err := localserver.StartRedis(t.Context(), fastDir(t))
-	ok(t, err)
-	t.Cleanup(func() { server.Close() })
-	return server
-}
-
-func openRedis(t *testing.T, config store.RedisConfig) *store.Redis {
-	t.Helper()
-	r, err := store.OpenRedis(t.Context(), config)
-	ok(t, err)
-	t.Cleanup(func() { r.Close() })
-	return r
-}
+func newFakeClock() *fakeClock { return clocktest.New(time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)) }
 
 // A pair is two replicas over one store, both running.
 type pair struct {
@@ -81,16 +31,16 @@ func onBothStores(t *testing.T, test func(t *testing.T, open func(t *testing.T, 
 	t.Run("embedded", func(t *testing.T) {
 		t.Parallel()
 		test(t, func(t *testing.T, change func(*Config)) *pair {
-			e := openEmbedded(t)
+			e := storetest.Embedded(t)
 			return newPair(t, [2]store.Store{e, e}, change)
 		})
 	})
 	t.Run("redis", func(t *testing.T) {
 		t.Parallel()
-		server := startRedis(t)
+		server := storetest.StartRedis(t)
 		test(t, func(t *testing.T, change func(*Config)) *pair {
-			config := store.RedisConfig{URL: access.NewSecret(server.URL()), Key: store.NewKey(), Name: "t" + access.NewRequestID()}
-			return newPair(t, [2]store.Store{openRedis(t, config), openRedis(t, config)}, change)
+			config := storetest.RedisConfig(server)
+			return newPair(t, [2]store.Store{storetest.Redis(t, config), storetest.Redis(t, config)}, change)
 		})
 	})
 }

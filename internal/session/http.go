@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strconv"
@@ -60,8 +61,8 @@ func NewHTTPSessions(registry *Registry, config HTTPConfig) (*HTTPSessions, erro
 	if registry == nil {
 		return nil, errors.New("HTTP sessions need a registry")
 	}
-	config.Idle = orDefault(config.Idle, 5*time.Minute)
-	config.MaxLife = orDefault(config.MaxLife, 12*time.Hour)
+	config.Idle = cmp.Or(config.Idle, 5*time.Minute)
+	config.MaxLife = cmp.Or(config.MaxLife, 12*time.Hour)
 	look := max(config.Idle/20, 10*time.Millisecond)
 	return &HTTPSessions{registry: registry, config: config, look: look, groups: map[string]*group{}, byID: map[string]*group{}}, nil
 }

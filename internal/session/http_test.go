@@ -11,6 +11,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/store"
+	"chaperone.dev/chaperone/internal/store/storetest"
 )
 
 // A diary is what HTTP sessions report.
@@ -59,7 +60,7 @@ func newHTTP(t *testing.T, p *pair) (*HTTPSessions, *diary, func()) {
 
 func TestHTTPSessions(t *testing.T) {
 	t.Parallel()
-	e := openEmbedded(t)
+	e := storetest.Embedded(t)
 	p := newPair(t, [2]store.Store{e, e}, nil)
 	h, d, stop := newHTTP(t, p)
 	alice := p.principal("alice")
@@ -154,7 +155,7 @@ func first3(id string, _ context.Context, _ func()) string { return id }
 // token was revoked. A token's end is the session's.
 func TestHTTPSessionsEnd(t *testing.T) {
 	t.Parallel()
-	e := openEmbedded(t)
+	e := storetest.Embedded(t)
 	p := newPair(t, [2]store.Store{e, e}, nil)
 	h, d, _ := newHTTP(t, p)
 	alice := p.principal("alice")
@@ -202,7 +203,7 @@ func TestHTTPSessionsEnd(t *testing.T) {
 // A session that cannot be recorded does not begin.
 func TestHTTPSessionUnrecorded(t *testing.T) {
 	t.Parallel()
-	e := openEmbedded(t)
+	e := storetest.Embedded(t)
 	p := newPair(t, [2]store.Store{e, e}, nil)
 	h, d, _ := newHTTP(t, p)
 	d.fail = errors.New("disk full")
@@ -224,7 +225,7 @@ func TestHTTPSessionUnrecorded(t *testing.T) {
 // Many first requests at once are one session, also when some give up waiting.
 func TestHTTPSessionsAtOnce(t *testing.T) {
 	t.Parallel()
-	e := openEmbedded(t)
+	e := storetest.Embedded(t)
 	p := newPair(t, [2]store.Store{e, e}, nil)
 	h, d, stop := newHTTP(t, p)
 	var wg sync.WaitGroup

@@ -10,6 +10,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/store"
+	"chaperone.dev/chaperone/internal/store/storetest"
 )
 
 var operator = access.Principal{Issuer: "dex", Subject: "sub-olga", User: "olga@example.com"}
@@ -94,7 +95,7 @@ func TestKill(t *testing.T) {
 // A session that was accepted before the kill and opens after it is refused.
 func TestKillMeetsOpening(t *testing.T) {
 	t.Parallel()
-	e := openEmbedded(t)
+	e := storetest.Embedded(t)
 	p := newPair(t, [2]store.Store{e, e}, nil)
 	accepted, unrelated := p.session("alice"), p.session("zoe")
 	p.clock.Advance(time.Second)
@@ -160,7 +161,7 @@ func TestTokenStaysRevoked(t *testing.T) {
 // A replica that missed the feed's entries reads the kill from the store.
 func TestKillAfterTrim(t *testing.T) {
 	t.Parallel()
-	e := openEmbedded(t)
+	e := storetest.Embedded(t)
 	p := newPair(t, [2]store.Store{e, e}, nil)
 	p.stop[1]()
 	two, err := New(Config{Store: e, Clock: p.clock.Now}) // not following
@@ -183,9 +184,9 @@ func TestKillAfterTrim(t *testing.T) {
 // that others may live.
 func TestKillWithoutStore(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
+	server := storetest.StartRedis(t)
 	config := store.RedisConfig{URL: access.NewSecret(server.URL()), Key: store.NewKey(), Timeout: 300 * time.Millisecond}
-	p := newPair(t, [2]store.Store{openRedis(t, config), openRedis(t, config)}, func(c *Config) { c.LeaseTTL = time.Minute })
+	p := newPair(t, [2]store.Store{storetest.Redis(t, config), storetest.Redis(t, config)}, func(c *Config) { c.LeaseTTL = time.Minute })
 	ctx := opened(t, p.one, p.session("alice"))
 	server.Kill()
 	n, err := p.one.Kill(t.Context(), Selector{All: true}, "", operator)
@@ -200,9 +201,9 @@ func TestKillWithoutStore(t *testing.T) {
 // machine.
 func TestKillLatency(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
+	server := storetest.StartRedis(t)
 	config := store.RedisConfig{URL: access.NewSecret(server.URL()), Key: store.NewKey()}
-	p := newPair(t, [2]store.Store{openRedis(t, config), openRedis(t, config)}, nil)
+	p := newPair(t, [2]store.Store{storetest.Redis(t, config), storetest.Redis(t, config)}, nil)
 	const rounds = 50
 	took := make([]time.Duration, rounds)
 	for i := range rounds {

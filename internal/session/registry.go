@@ -10,6 +10,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -52,18 +53,11 @@ func (c Config) withDefaults() Config {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	c.MaxSessions = orDefault(c.MaxSessions, 10_000)
-	c.MaxPerPrincipal = orDefault(c.MaxPerPrincipal, 500)
-	c.LeaseTTL = orDefault(c.LeaseTTL, 4*time.Second)
-	c.TokenLife = orDefault(c.TokenLife, 24*time.Hour)
+	c.MaxSessions = cmp.Or(c.MaxSessions, 10_000)
+	c.MaxPerPrincipal = cmp.Or(c.MaxPerPrincipal, 500)
+	c.LeaseTTL = cmp.Or(c.LeaseTTL, 4*time.Second)
+	c.TokenLife = cmp.Or(c.TokenLife, 24*time.Hour)
 	return c
-}
-
-func orDefault[T int | time.Duration](value, otherwise T) T {
-	if value <= 0 {
-		return otherwise
-	}
-	return value
 }
 
 // A Registry keeps the live sessions of this replica and knows those of the

@@ -13,6 +13,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/store"
+	"chaperone.dev/chaperone/internal/store/storetest"
 )
 
 func TestOpenListClose(t *testing.T) {
@@ -71,7 +72,7 @@ func TestOpenListClose(t *testing.T) {
 
 func TestOpenRefuses(t *testing.T) {
 	t.Parallel()
-	e := openEmbedded(t)
+	e := storetest.Embedded(t)
 	p := newPair(t, [2]store.Store{e, e}, func(c *Config) { c.MaxSessions, c.MaxPerPrincipal = 4, 3 })
 	first := p.session("alice")
 	opened(t, p.one, first)
@@ -126,7 +127,7 @@ func TestOpenRefuses(t *testing.T) {
 
 func TestDeadline(t *testing.T) {
 	t.Parallel()
-	e := openEmbedded(t)
+	e := storetest.Embedded(t)
 	p := newPair(t, [2]store.Store{e, e}, nil)
 	s := p.session("alice")
 	ctx := opened(t, p.one, s)
@@ -163,9 +164,9 @@ func TestStoreGone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := startRedis(t)
+			server := storetest.StartRedis(t)
 			config := store.RedisConfig{URL: access.NewSecret(server.URL()), Key: store.NewKey()}
-			p := newPair(t, [2]store.Store{openRedis(t, config), openRedis(t, config)}, nil)
+			p := newPair(t, [2]store.Store{storetest.Redis(t, config), storetest.Redis(t, config)}, nil)
 			ctx := opened(t, p.one, p.session("alice"))
 			fault.begin(t, server)
 			began := time.Now()
@@ -228,7 +229,7 @@ func (m *meddled) Acquire(_ context.Context, key, owner string, value []byte, tt
 // their leases.
 func TestDeaf(t *testing.T) {
 	t.Parallel()
-	s := &meddled{Store: openEmbedded(t)}
+	s := &meddled{Store: storetest.Embedded(t)}
 	p := newPair(t, [2]store.Store{s, s}, nil)
 	ctx := opened(t, p.one, p.session("alice"))
 	began := time.Now()
@@ -249,7 +250,7 @@ func TestDeaf(t *testing.T) {
 // A kill that comes while the lease is being taken refuses the session.
 func TestKillMeetsLease(t *testing.T) {
 	t.Parallel()
-	s := &meddled{Store: openEmbedded(t)}
+	s := &meddled{Store: storetest.Embedded(t)}
 	p := newPair(t, [2]store.Store{s, s}, func(c *Config) { c.LeaseTTL = time.Minute })
 	opened(t, p.one, p.session("zoe")) // both run
 	s.acquire = func() {
@@ -336,7 +337,7 @@ func TestStop(t *testing.T) {
 // A caller whose context ends gets its own reason, not a kill.
 func TestCallerLeaves(t *testing.T) {
 	t.Parallel()
-	e := openEmbedded(t)
+	e := storetest.Embedded(t)
 	p := newPair(t, [2]store.Store{e, e}, nil)
 	left := errors.New("client left")
 	parent, cancel := context.WithCancelCause(t.Context())
