@@ -65,6 +65,9 @@ func (a *Analyzer) judgeCopied(ctx context.Context, text string, cat *catalog.Sn
 		b.unhandled(-1, "a part of the statement that was not bound", "")
 	}
 	b.settle()
+	if err := a.followUnnamed(ctx, cat, b); err != nil {
+		return nil, err
+	}
 	st.body = &body{parsed: parsed, bound: b, viewReads: map[*catalog.Relation]viewFacts{}}
 	b.describe(st)
 	return st, nil

@@ -23,6 +23,7 @@ func (r *differentialRun) testCounts(t *testing.T) {
 		texts[i] = w.several()
 	}
 	counted, unread := map[int]int{}, 0
+	var parts []string
 	for i, st := range r.judgeAll(t, texts) {
 		server, err := r.completed(t, texts[i])
 		var pgErr *pgconn.PgError
@@ -31,6 +32,12 @@ func (r *differentialRun) testCounts(t *testing.T) {
 			unread++
 		case err == nil:
 			counted[server]++
+			if len(st.Parts) != server && server > 1 {
+				t.Errorf("%q is cut into %d", texts[i], len(st.Parts))
+			}
+			for _, part := range st.Parts {
+				parts = append(parts, part.Text)
+			}
 			if st.Action.Statements != server {
 				t.Errorf("%q: %d statements for the judge, %d for the server", texts[i], st.Action.Statements, server)
 			}
@@ -38,6 +45,11 @@ func (r *differentialRun) testCounts(t *testing.T) {
 			t.Fatal(err)
 		case server > 0 && st.Action.Statements <= server: // it read all of them before it ran the first
 			t.Errorf("%q: %d statements for the judge, %d for the server before %v", texts[i], st.Action.Statements, server, err)
+		}
+	}
+	for _, st := range r.judgeAll(t, parts) { // which a session runs one by one
+		if n, err := r.completed(t, st.Text); st.Action.Statements != 1 || n != 1 || err != nil {
+			t.Errorf("%q was cut out: %d statements for the judge, %d for the server, %v", st.Text, st.Action.Statements, n, err)
 		}
 	}
 	t.Logf("messages by how many statements they have: %v; %d that the judge does not read", counted, unread)

@@ -40,7 +40,7 @@ func (w *writer) other() string {
 	case 3:
 		return "with w as (" + w.change() + ") " + pick(w.generator, []string{"select 1", w.change(), "select * from w"})
 	case 4:
-		return "copy " + pick(w.generator, []string{"audit", "orders", "(" + query() + ")", "(" + w.change() + " returning 1)"}) + pick(w.generator, []string{" to stdout", " from stdin", " to program 'true'", " to '/nowhere/x'", " from '/etc/hostname'"})
+		return "copy " + pick(w.generator, []string{"audit", "orders", "guarded", "typed (id, tag)", "measured", "checked_1", "calls", "seq", "(" + query() + ")", "(" + query() + ")", "(" + w.change() + " returning 1)"}) + pick(w.generator, []string{" to stdout", " to stdout", " to stdout (format csv, header)", " to stdout (format binary)", " from stdin", " to program 'true'", " to '/nowhere/x'", " from '/etc/hostname'"})
 	case 5:
 		return "do $$ begin perform spy('do'); end $$"
 	case 6, 7:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"regexp"
 	"runtime"
 	"slices"
@@ -98,7 +99,7 @@ func (r *differentialRun) batch(t *testing.T, texts []string, before state) stat
 		}
 		switch {
 		case !st.Action.ReadOnly || st.Kind == KindEmpty:
-		case st.Action.Session:
+		case st.Action.Session || remembered[st.Kind] != "":
 			r.settings = append(r.settings, st)
 		default:
 			run = append(run, st)
@@ -144,6 +145,15 @@ func (r *differentialRun) judgeAll(t *testing.T, texts []string) []*Statement {
 // client's would be, and returns how many succeeded.
 func (r *differentialRun) runAll(t *testing.T, list []*Statement) (succeeded int) {
 	t.Helper()
+	list = slices.DeleteFunc(slices.Clone(list), func(st *Statement) bool {
+		if st.Kind != KindCopyOut {
+			return false
+		}
+		if _, err := r.subject.CopyTo(t.Context(), io.Discard, st.Text); err == nil {
+			succeeded++
+		}
+		return true
+	})
 	for chunk := range slices.Chunk(list, 50) {
 		p := r.subject.StartPipeline(t.Context())
 		for _, st := range chunk {
@@ -309,8 +319,13 @@ func (r *differentialRun) culprits(t *testing.T, list []*Statement, limit int) [
 	return found
 }
 
+// remembered is what a session keeps of statements that are judged as what they
+// prepare: the only change that they may make.
+var remembered = map[Kind]string{KindPrepare: "session prepared", KindDeallocate: "session prepared", KindDeclare: "session cursors", KindClose: "session cursors"}
+
 // sessions runs what was judged read-only and changes the session: it must
-// change nothing but the one setting that it names, or the transaction.
+// change nothing but the one setting that it names, the transaction, or the
+// statement or cursor that it names.
 func (r *differentialRun) sessions(t *testing.T) {
 	t.Helper()
 	done := map[string]bool{}
@@ -335,6 +350,11 @@ func (r *differentialRun) sessions(t *testing.T) {
 		}
 		for _, changed := range before.differences(now) {
 			name, _, _ := strings.Cut(changed, ":")
+			characteristics := st.Kind == KindTransaction || st.Action.Command == "SET SESSION CHARACTERISTICS"
+			if name == remembered[st.Kind] || characteristics && strings.HasPrefix(name, "session setting default_transaction_") {
+				r.reconnect(t)
+				continue
+			}
 			if st.Setting != nil && strings.EqualFold(name, "session setting "+st.Setting.Name) {
 				continue
 			}

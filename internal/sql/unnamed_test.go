@@ -38,6 +38,8 @@ func TestUnnamedCode(t *testing.T) {
 		{"table in a policy", []string{"(EXISTS ( SELECT 1 FROM public.customers c WHERE (c.id = orders.customer_id)))"}, nil, "select id from orders", ""},
 		{"unreadable policy", []string{"(total >"}, nil, "select id from orders", "what row security of public.orders does is not known"},
 		{"policy and change", []string{"(public.mystery(id) = 1)"}, nil, "delete from orders where id = 1", "row security of public.orders: function public.mystery"},
+		{"policy and COPY", []string{"(public.mystery(id) = 1)"}, nil, "copy orders to stdout", "row security of public.orders: function public.mystery"},
+		{"policy and cursor", []string{"(public.mystery(id) = 1)"}, nil, "declare c cursor for select id from orders", "row security of public.orders: function public.mystery"},
 		{"other table", []string{"(public.mystery(id) = 1)"}, nil, "select id from customers", ""},
 		{"constant call", nil, []string{"(public.mystery(1) > 0)"}, "select id from events_1", "planning a query of public.events_1: function public.mystery"},
 		{"constant operator", nil, []string{"(1 OPERATOR(public.~~~) 2)"}, "select id from events_1", "operator public.~~~"},
