@@ -93,7 +93,7 @@ var writing = []string{"nextval('seq')", "setval('seq', 5)", "lo_create(0)", "lo
 	"pg_terminate_backend(1)", "txid_current()", "pg_logical_emit_message(true, 'a', 'b')", "pg_stat_reset()", "pg_export_snapshot()", "spy('direct')", "mystery(1)", "query_to_xml('select spy(1)', true, true, '')", "tally(1)", "max('x'::place)", "setseed(0.5)"}
 
 // hostile are queries that run what users made without looking like it.
-var hostile = []string{"select mood <> 'ok' from typed", "select 'ok'::mood <> 'sad'::mood", "select mood + 1 from typed", "select tag || tag from typed", "select concat(mood, mood) from typed", "select place::text from typed", "select abs(place) from typed",
+var hostile = []string{"select id from orders for update", "select * from guarded", "select * from measured", "select * from calls", "select mood <> 'ok' from typed", "select 'ok'::mood <> 'sad'::mood", "select mood + 1 from typed", "select tag || tag from typed", "select concat(mood, mood) from typed", "select place::text from typed", "select abs(place) from typed",
 	"select max(place) from typed", "select upper(1)", "select reverse(1)", "select hidden.lower('x')", "select sly(1)", "select 1 ~~~ 2", "select c <= 1 from customers c", "select c.initials from customers c", "select length(c) from customers c", "select null::tag", "select 'x'::label",
 	"select row(1, 'x')::pair", "select '{x}'::tag[]", "select x.a from jsonb_to_recordset('[{\"a\": 1}]') as x(a tag)", "select '[1,2]'::span", "select overloaded('x')", "select overloaded(1)", "select array_agg(tag) from typed", "select (pair).t from typed order by pair"}
 

@@ -396,7 +396,7 @@ func newMutants() []*mutant {
 // offer keeps st if the mutant would let it through.
 func (m *mutant) offer(st *Statement) {
 	a := st.Action
-	if len(m.tried) >= 100 || a.ReadOnly || st.Kind != KindQuery || len(a.Writes) > 0 || a.Locks != m.locks {
+	if len(m.tried) >= 40 || a.ReadOnly || st.Kind != KindQuery || len(a.Writes) > 0 || a.Locks != m.locks {
 		return
 	}
 	for _, u := range a.Unknown {
