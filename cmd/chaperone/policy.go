@@ -14,11 +14,12 @@ import (
 )
 
 func policyCommand() *cobra.Command {
-	c := &cobra.Command{Use: "policy", Short: "Test, explain and replay policies before they go live",
+	c := &cobra.Command{Use: "policy", Short: "Test, lint, explain and replay policies before they go live",
 		Example: `  chaperone policy test policies/...
+  chaperone policy lint policies
   chaperone policy explain policies < request.json
   chaperone policy replay --policies proposed --recordings data/recordings`}
-	c.AddCommand(policyTestCommand(), policyExplainCommand(), policyReplayCommand(), policyExportCommand())
+	c.AddCommand(policyTestCommand(), policyExplainCommand(), policyReplayCommand(), policyExportCommand(), policyLintCommand())
 	return c
 }
 

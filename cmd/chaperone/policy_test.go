@@ -197,3 +197,22 @@ func TestPolicyExport(t *testing.T) {
 	want(t, 1, []string{"no decision on request req_bad is recorded there"}, "policy", "export", "req_bad", "--recordings", recording)
 	want(t, 2, nil, "policy", "export", "--recordings", recording)
 }
+
+func TestPolicyLint(t *testing.T) {
+	t.Parallel()
+	clean := strings.Split(deskPolicy, "  - name: calls")[0]
+	want(t, 0, []string{": 2 rules, 0 errors, 0 warnings"}, "policy", "lint", folder(t, "desk.yaml", clean))
+	warned := strings.Replace(clean, "resource: 'resource.kind == \"postgres\"'", "resource: 'true'", 1)
+	want(t, 0, []string{"any-resource", "0 errors, 2 warnings"}, "policy", "lint", folder(t, "desk.yaml", warned))
+	dir := folder(t, "desk.yaml", deskPolicy)
+	want(t, 1, []string{dir + "/desk.yaml:13:5: error: desk/calls: it reads http, and the policy is never about a resource of kind http (other-kind)",
+		"  read what such a resource has", ": 3 rules, 1 errors, 0 warnings"}, "policy", "lint", dir)
+	var linted []lintedFolder
+	out := want(t, 1, nil, "policy", "lint", "-o", "json", dir)
+	if err := json.Unmarshal([]byte(out), &linted); err != nil || len(linted) != 1 || len(linted[0].Findings) != 1 || linted[0].Findings[0].Code != "other-kind" {
+		t.Errorf("got %+v, %v", linted, err)
+	}
+	want(t, 2, nil, "policy", "lint")
+	want(t, 2, nil, "policy", "lint", dir, "-o", "xml")
+	want(t, 1, []string{"no such file"}, "policy", "lint", dir, "--config", filepath.Join(dir, "none.yaml"))
+}

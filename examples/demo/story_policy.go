@@ -18,6 +18,7 @@ func (t *teller) replayed(ctx context.Context) error {
 	}
 	err := t.tell(ctx,
 		beat{say: "the policies have cases of their own", run: "chaperone policy test --min-coverage 100 policies", want: []string{"0 failed", "100%"}},
+		beat{say: "and nothing in them is without effect", run: "chaperone policy lint policies --config chaperone.yaml", want: []string{"0 errors, 0 warnings"}},
 		beat{say: "somebody proposes that orders be fixed without a reviewer, and forgets a mask",
 			run: `cp -r policies proposed && sed -i -e '/approval:/d' -e 's/effect: approve/effect: allow/' -e '/customers.card/d' proposed/orders-agents.yaml`},
 		beat{say: "what that would have changed about what was done here: exit status 1, a gate for a pipeline",

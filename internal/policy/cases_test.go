@@ -38,6 +38,9 @@ func TestPacks(t *testing.T) {
 					t.Errorf("%s: %s: %v: %s", c.At, c.Name, c.Wrong, c.Decision.Message)
 				}
 			}
+			for _, f := range set.Lint(nil) {
+				t.Errorf("%s: %s", f, f.Advice)
+			}
 			if len(report.Cases) == 0 {
 				t.Error("there are no cases")
 			}

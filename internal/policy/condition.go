@@ -134,6 +134,9 @@ func (c *condition) plan(language *language) error {
 	return nil
 }
 
+// unquotable stands for a term that cannot be written out again.
+const unquotable = "its condition"
+
 // conjunctsOf splits the expression at its outermost &&.
 func conjunctsOf(tree *ast.AST) []conjunct {
 	var terms []conjunct
@@ -147,7 +150,7 @@ func conjunctsOf(tree *ast.AST) []conjunct {
 		}
 		text, err := parser.Unparse(e, tree.SourceInfo())
 		if err != nil {
-			text = "its condition"
+			text = unquotable
 		}
 		terms = append(terms, conjunct{e.ID(), e, strings.Join(strings.Fields(text), " ")})
 	}

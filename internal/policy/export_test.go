@@ -10,8 +10,8 @@ import (
 	"chaperone.dev/chaperone/internal/access"
 )
 
-// passes runs exported cases against the set that decided them.
-func passes(t *testing.T, s *Set, text []byte, cases int) {
+// passCases runs exported cases against the set that decided them.
+func passCases(t *testing.T, s *Set, text []byte, cases int) {
 	t.Helper()
 	report, err := runTests(s, files("tests.yaml", string(text)), func(name string) string { return name })
 	if err != nil {
@@ -66,7 +66,7 @@ func TestExportedCasesPass(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			passes(t, set, text, 1)
+			passCases(t, set, text, 1)
 			if labels := asJSON(req.Resource.Labels); !names[req.Resource.Name] || req.Resource.Name == "r1" && labels != "null" {
 				names[req.Resource.Name] = true
 				all = append(all, ev.Decided)
@@ -76,7 +76,7 @@ func TestExportedCasesPass(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		passes(t, set, text, len(all))
+		passCases(t, set, text, len(all))
 	}
 }
 
