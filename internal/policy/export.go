@@ -182,7 +182,7 @@ func expectNode(d access.Decision) *yaml.Node {
 		masks.Style = 0
 	}
 	put(n, "masks", masks)
-	put(n, "limits", limitsNode(d.Obligations.Limits))
+	put(n, "limits", structNode(d.Obligations.Limits))
 	if terms := d.Obligations.Approval; terms != nil {
 		put(n, "groups", terms.Groups)
 		put(n, "count", terms.Count)
@@ -190,18 +190,33 @@ func expectNode(d access.Decision) *yaml.Node {
 	return n
 }
 
-// limitsNode writes the limits under the names that they have in policies.
-func limitsNode(l access.Limits) *yaml.Node {
+// structNode writes what is not zero in a struct under the names that it has in
+// policies.
+func structNode(v any) *yaml.Node {
 	n := &yaml.Node{Kind: yaml.MappingNode, Style: yaml.FlowStyle} // none is said, too
-	v := reflect.ValueOf(l)
-	for i := range v.NumField() {
-		value := v.Field(i).Interface()
-		if t, ok := value.(time.Duration); ok && t != 0 {
+	of := reflect.ValueOf(v)
+	for i := range of.NumField() {
+		value := of.Field(i).Interface()
+		switch t, isTime := value.(time.Duration); {
+		case of.Field(i).IsZero():
+			continue
+		case isTime:
 			value = t.String()
+		case of.Field(i).Kind() == reflect.Struct:
+			value = structNode(value)
 		}
-		put(n, v.Type().Field(i).Tag.Get("yaml"), value)
+		put(n, of.Type().Field(i).Tag.Get("yaml"), value)
 	}
 	return n
+}
+
+// asWritten renders a struct as policies write it, on one line.
+func asWritten(v any) string {
+	b, err := yaml.Marshal(structNode(v))
+	if err != nil {
+		return asJSON(v)
+	}
+	return strings.Join(strings.Fields(string(b)), " ")
 }
 
 // mappingOf makes a mapping of keys and values; see put.

@@ -250,11 +250,11 @@ func compareDecisions(old, decision access.Decision) (changed, detail []string) 
 	for _, m := range masksBut(b.Masks, a.Masks) {
 		note("masks", "now masked: %s", describeMask(m))
 	}
-	if x, y := asJSON(a.Limits), asJSON(b.Limits); x != y {
-		note("limits", "limits %s become %s", x, y)
+	if asJSON(a.Limits) != asJSON(b.Limits) {
+		note("limits", "limits %s become %s", asWritten(a.Limits), asWritten(b.Limits))
 	}
-	if x, y := asJSON(a.Approval), asJSON(b.Approval); x != y && a.Approval != nil && b.Approval != nil {
-		note("approval", "approval %s becomes %s", x, y)
+	if a.Approval != nil && b.Approval != nil && asJSON(a.Approval) != asJSON(b.Approval) {
+		note("approval", "approval %s becomes %s", asWritten(*a.Approval), asWritten(*b.Approval))
 	}
 	return changed, detail
 }

@@ -70,7 +70,7 @@ func randomPolicies(random *rand.Rand) (pairs []string) {
 			pick("true", `resource.kind == "postgres"`, `has(resource.labels.env) && resource.labels.env == "prod"`))
 		for j := range 1 + random.IntN(3) {
 			when := pick("sql.read_only", "true", "http.body.amount < 2", "now.getHours() == 12", "request.time < now", `http.method == "GET"`, "sql.ddl", "resource.labels.env == \"prod\"")
-			rule := pick("effect: allow", "effect: allow, mask: [{column: a.b.c}, {detect: [SSN], with: partial}]", "effect: allow, limits: {rows_read: 5, time: 3s}",
+			rule := pick("effect: allow", "effect: allow, mask: [{column: a.b.c}, {detect: [SSN], with: partial}]", "effect: allow, limits: {rows_read: 5, time: 3s}", "effect: allow, limits: {per_hour: {bytes: 9, time: 2m}, per_session: {statements: 3}}",
 				"effect: approve, approval: {groups: [g]}", "effect: approve, approval: {groups: [h], count: 2}", "effect: deny")
 			text += fmt.Sprintf("  - {name: r%d, when: '%s', %s}\n", j, when, rule)
 		}
@@ -93,8 +93,8 @@ func TestReplayFlips(t *testing.T) {
 		{"a mask goes", "effect: allow, mask: [{column: a.b.c}]", "effect: allow", "masks", "no longer masked: a.b.c"},
 		{"a mask comes", "effect: allow", "effect: allow, mask: [{detect: [SSN, IBAN]}]", "masks", "now masked: IBAN, SSN"},
 		{"a mask weakens", "effect: allow, mask: [{column: a.b.c}]", "effect: allow, mask: [{column: a.b.c, with: partial}]", "masks", "now masked: a.b.c (all but the end)"},
-		{"limits", "effect: allow, limits: {rows_read: 5}", "effect: allow, limits: {rows_read: 6}", "limits", `limits {"rows_read":5} become {"rows_read":6}`},
-		{"reviewers", "effect: approve, approval: {groups: [g]}", "effect: approve, approval: {groups: [g], count: 2}", "approval", `"count":1`},
+		{"limits", "effect: allow, limits: {rows_read: 5}", "effect: allow, limits: {rows_read: 6}", "limits", "limits {rows_read: 5} become {rows_read: 6}"},
+		{"reviewers", "effect: approve, approval: {groups: [g]}", "effect: approve, approval: {groups: [g], count: 2}", "approval", "approval {groups: [g], count: 1, expires: 15m0s} becomes {groups: [g], count: 2, expires: 15m0s}"},
 		{"effect and masks", "effect: approve, approval: {groups: [g]}, mask: [{column: a.b.c}]", "effect: allow", "effect masks", "no longer masked"},
 		{"another message", "effect: deny, message: no", "effect: deny, message: never", "", ""},
 		{"masks of what is denied", "effect: deny", "effect: deny, when: 'sql.ddl || true'", "", ""},
