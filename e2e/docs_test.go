@@ -180,3 +180,29 @@ func TestDocsLinks(t *testing.T) {
 		t.Error("no links were found")
 	}
 }
+
+// TestDocsReasons: the page on refusals knows every reason and every member.
+func TestDocsReasons(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../docs/denials.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := os.ReadFile("../internal/access/denial.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`Reason = "([a-z-]+)"|json:"([a-z_]+)[,"]`).FindAllStringSubmatch(string(source), -1)
+	for _, n := range names {
+		name := n[1] + n[2]
+		if slices.Contains([]string{"jsonrpc", "id", "error", "code", "data", "kind", "metadata", "causes", "details"}, name) {
+			continue // of other forms of the same object
+		}
+		if !strings.Contains(string(page), "`"+name+"`") {
+			t.Errorf("docs/denials.md lacks %s", name)
+		}
+	}
+	if len(names) < 25 {
+		t.Errorf("only %d names were found", len(names))
+	}
+}

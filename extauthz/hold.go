@@ -160,6 +160,9 @@ func notGranted(a access.Approval) *fault {
 	case access.Abandoned, access.Consumed:
 		f.Message, f.Hint = "the question to the reviewers is closed", "send the request again to ask again"
 	}
+	if f.Requestable {
+		f.Recourse = access.RecourseOf(a.Ask.Decision.Obligations.Approval, &a)
+	}
 	return f
 }
 

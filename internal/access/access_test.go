@@ -122,3 +122,49 @@ func TestDenialRendersOneSchema(t *testing.T) {
 		}
 	}
 }
+
+func TestDenialSaysHowToAsk(t *testing.T) {
+	t.Parallel()
+	until := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	terms := &ApprovalTerms{Groups: []string{"senior-engineers"}, Count: 2}
+	d := Denial{RequestID: "req_1", Reason: ApprovalRequired, Requestable: true, Message: "a reviewer has to grant this",
+		Recourse: RecourseOf(terms, &Approval{ID: "req_1", State: Pending, Expires: until})}
+	want := `{"approval":"req_1","reviewers":["senior-engineers"],"count":2,"until":"2026-05-01T12:00:00Z"}`
+	var problem, status, mcp struct {
+		Recourse json.RawMessage `json:"recourse"`
+		Kind     string          `json:"kind"`
+		Code     int             `json:"code"`
+		Reason   string          `json:"reason"`
+		ID       int             `json:"id"`
+		Details  struct {
+			Causes []struct {
+				Message string `json:"message"`
+			} `json:"causes"`
+		} `json:"details"`
+		Error struct {
+			Code int    `json:"code"`
+			Data Denial `json:"data"`
+		} `json:"error"`
+	}
+	for to, text := range map[any][]byte{&problem: d.Problem(403), &status: d.KubernetesStatus(403), &mcp: d.MCPError(json.RawMessage("7"))} {
+		if err := json.Unmarshal(text, to); err != nil {
+			t.Fatalf("%v: %s", err, text)
+		}
+	}
+	if string(problem.Recourse) != want {
+		t.Errorf("problem document: %s", problem.Recourse)
+	}
+	if status.Kind != "Status" || status.Code != 403 || status.Reason != "Forbidden" || len(status.Details.Causes) != 1 ||
+		!strings.Contains(status.Details.Causes[0].Message, want) {
+		t.Errorf("Kubernetes status: %+v", status)
+	}
+	if mcp.ID != 7 || mcp.Error.Code != MCPCode || mcp.Error.Data.Recourse == nil || mcp.Error.Data.Recourse.Approval != "req_1" {
+		t.Errorf("MCP error: %+v", mcp)
+	}
+	if !strings.Contains(d.Detail(), "requestable yes; reviewers senior-engineers; request req_1") {
+		t.Errorf("detail: %s", d.Detail())
+	}
+	if r := RecourseOf(terms, &Approval{ID: "req_1", State: Expired}); r.Approval != "" || !r.Until.IsZero() {
+		t.Errorf("a closed question: %+v", r)
+	}
+}

@@ -43,6 +43,32 @@ type Denial struct {
 	// when it is free again; zero: not in this session.
 	Limit string    `json:"limit,omitempty"`
 	Frees time.Time `json:"frees,omitzero"`
+	// Recourse says how a requestable action is let through; nil when it is not
+	// requestable.
+	Recourse *Recourse `json:"recourse,omitempty"`
+}
+
+// A Recourse is what a machine does about a denial that a reviewer could lift:
+// have the approval granted, then repeat the same action.
+type Recourse struct {
+	// Approval is the open question; empty: repeating the action files one.
+	Approval  string    `json:"approval,omitempty"`
+	Reviewers []string  `json:"reviewers,omitempty"` // groups whose members may grant it
+	Count     int       `json:"count,omitempty"`     // of them that must
+	Until     time.Time `json:"until,omitzero"`      // the open question stands until
+}
+
+// RecourseOf returns the recourse that terms leave; the approval is set while
+// it is open.
+func RecourseOf(terms *ApprovalTerms, open *Approval) *Recourse {
+	r := &Recourse{}
+	if terms != nil {
+		r.Reviewers, r.Count = terms.Groups, terms.Count
+	}
+	if open != nil && open.State == Pending {
+		r.Approval, r.Until = open.ID, open.Expires
+	}
+	return r
 }
 
 // Error returns the message.
@@ -51,7 +77,7 @@ func (d *Denial) Error() string { return d.Message }
 // Detail is the second line of a denial in protocols that have one:
 // "rule orders/read; reason no-rule; requestable no; request req_…".
 func (d *Denial) Detail() string {
-	parts := make([]string, 0, 4)
+	parts := make([]string, 0, 5)
 	if d.Rule != "" {
 		parts = append(parts, "rule "+d.Rule)
 	}
@@ -60,6 +86,9 @@ func (d *Denial) Detail() string {
 		parts = append(parts, "requestable yes")
 	} else {
 		parts = append(parts, "requestable no")
+	}
+	if r := d.Recourse; r != nil && len(r.Reviewers) > 0 {
+		parts = append(parts, "reviewers "+strings.Join(r.Reviewers, ", "))
 	}
 	return strings.Join(append(parts, "request "+d.RequestID), "; ")
 }
@@ -112,12 +141,80 @@ func (d *Denial) Problem(status int) []byte {
 	return append(b, '\n')
 }
 
+// KubernetesStatus renders the denial as a Status object (Kubernetes API,
+// meta/v1), whose details carry the denial whole.
+func (d *Denial) KubernetesStatus(status int) []byte {
+	type cause struct {
+		Type    string `json:"reason"`
+		Message string `json:"message"`
+	}
+	reason := strings.ReplaceAll(http.StatusText(status), " ", "")
+	switch status { // where the API's own word is another
+	case http.StatusTooManyRequests, http.StatusForbidden, http.StatusUnauthorized, http.StatusNotFound, http.StatusServiceUnavailable:
+	default:
+		reason = "Forbidden"
+	}
+	whole, err := json.Marshal(d)
+	if err != nil { // strings, bools, ints and times always encode
+		panic("access: status object: " + err.Error())
+	}
+	b, err := json.Marshal(struct {
+		Kind       string   `json:"kind"`
+		APIVersion string   `json:"apiVersion"`
+		Metadata   struct{} `json:"metadata"`
+		Status     string   `json:"status"`
+		Message    string   `json:"message"`
+		Reason     string   `json:"reason"`
+		Code       int      `json:"code"`
+		Details    struct {
+			Causes []cause `json:"causes"`
+		} `json:"details"`
+	}{Kind: "Status", APIVersion: "v1", Status: "Failure", Message: d.Text(), Reason: reason, Code: status,
+		Details: struct {
+			Causes []cause `json:"causes"`
+		}{[]cause{{"chaperone", string(whole)}}}})
+	if err != nil {
+		panic("access: status object: " + err.Error())
+	}
+	return append(b, '\n')
+}
+
+// MCPCode is the JSON-RPC error code of a denial: the first of those that the
+// specification leaves to implementations.
+const MCPCode = -32000
+
+// MCPError renders the denial as the JSON-RPC 2.0 error response to the message
+// with this id (raw JSON; nil when it had none), as MCP carries errors. The
+// data member is the denial whole.
+func (d *Denial) MCPError(id json.RawMessage) []byte {
+	if id == nil {
+		id = json.RawMessage("null")
+	}
+	type rpcError struct {
+		Code    int     `json:"code"`
+		Message string  `json:"message"`
+		Data    *Denial `json:"data"`
+	}
+	b, err := json.Marshal(struct {
+		Version string          `json:"jsonrpc"`
+		ID      json.RawMessage `json:"id"`
+		Error   rpcError        `json:"error"`
+	}{"2.0", id, rpcError{MCPCode, d.Message, d}})
+	if err != nil { // the id is the caller's own JSON
+		panic("access: MCP error: " + err.Error())
+	}
+	return append(b, '\n')
+}
+
 // DenialOf turns a deny Decision on req into its Denial.
 func DenialOf(req Request, d Decision) *Denial {
 	denial := &Denial{
 		RequestID: req.ID, Reason: d.Reason, Rule: d.Rule(), Message: d.Message,
 		Requestable: d.Effect == Approve || d.Nearest != nil && d.Reason == ApprovalRequired,
 		Hint:        d.Hint, Resource: req.Resource.Name, Revision: d.Revision,
+	}
+	if denial.Requestable {
+		denial.Recourse = RecourseOf(d.Obligations.Approval, nil)
 	}
 	if denial.Reason == "" {
 		denial.Reason = NoRule

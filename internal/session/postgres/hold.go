@@ -33,7 +33,7 @@ func (s *session) hold(ctx context.Context, p *portal, v *verdict) (*verdict, st
 	if s.inTransaction() && !terms.InTransaction {
 		r := s.notHeld(v, access.ApprovalRequired, "this needs an approval, and would hold the locks of an open transaction while it waits",
 			"run it outside a transaction, in a message of its own")
-		r.denial.Requestable = true
+		r.denial.Requestable, r.denial.Recourse = true, access.RecourseOf(terms, nil)
 		return v, "", s.withDecision(r, v), nil
 	}
 	settings, r, err := s.heldSettings(ctx, v)
@@ -151,7 +151,7 @@ func (s *session) await(ctx context.Context, v *verdict, a access.Approval) (acc
 			s.leaveOpen(ctx, a.ID)
 			r := s.notHeld(v, access.ApprovalRequired, "no reviewer has answered "+a.ID+" yet",
 				"run the same statement again in this session once "+a.ID+" is approved")
-			r.denial.Requestable = true
+			r.denial.Requestable, r.denial.Recourse = true, access.RecourseOf(v.decision.Obligations.Approval, &a)
 			return a, r, nil
 		case <-ctx.Done():
 			s.abandon(ctx, a.ID)
