@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -95,10 +96,25 @@ func askEnvoy(ctx context.Context, cfg *config.Config, snapshot *xds.Snapshot) (
 
 // liveStatus is the answer of /api/v1/status.
 type liveStatus struct {
-	Revision string     `json:"revision"`
-	Since    string     `json:"since"`
-	Failed   string     `json:"failed,omitempty"`
-	Envoys   xds.Status `json:"envoys"`
+	Revision string          `json:"revision"`
+	Since    string          `json:"since"`
+	Failed   string          `json:"failed,omitempty"`
+	Envoys   xds.Status      `json:"envoys"`
+	Replicas []replicaStatus `json:"replicas"`
+}
+
+// agrees reports whether every replica runs the revision of the one that
+// answered, with its configuration, and every Envoy took it.
+func (s *liveStatus) agrees() bool {
+	if s.Failed != "" || rejected(s.Envoys) {
+		return false
+	}
+	for _, r := range s.Replicas {
+		if r.Failed != "" || rejected(r.Envoys) || r.Revision != s.Revision || r.Config != s.Replicas[0].Config {
+			return false
+		}
+	}
+	return true
 }
 
 func checkLive(c *cobra.Command, g *gateway) error {
@@ -107,25 +123,31 @@ func checkLive(c *cobra.Command, g *gateway) error {
 		return err
 	}
 	err := g.print(c.OutOrStdout(), s, func(w io.Writer) {
-		fmt.Fprintf(w, "revision:\t%s since %s\n", s.Revision, s.Since)
-		if s.Failed != "" {
-			fmt.Fprintf(w, "refused:\t%s\n", block(s.Failed))
-		}
-		for _, n := range s.Envoys.Nodes {
-			state := "in sync"
-			if !n.InSync {
-				state = "NOT in sync"
-			}
-			fmt.Fprintf(w, "envoy %s:\t%s, version %s, connected %s\n", line(n.ID), state, line(n.Version), age(n.Connected))
-			for _, r := range n.Rejected {
-				fmt.Fprintf(w, "  rejects %s:\t%s\n", r.Type, block(r.Detail))
-			}
+		for _, r := range s.Replicas {
+			showReplica(w, &r)
 		}
 	})
-	if err == nil && (s.Failed != "" || rejected(s.Envoys)) {
+	if err == nil && !s.agrees() {
 		return errReported
 	}
 	return err
+}
+
+func showReplica(w io.Writer, r *replicaStatus) {
+	fmt.Fprintf(w, "replica %s:\trevision %s, configuration %s, since %s\n", line(r.Replica), line(r.Revision), line(r.Config), r.Since.Format(time.RFC3339))
+	if r.Failed != "" {
+		fmt.Fprintf(w, "  refused:\t%s\n", block(r.Failed))
+	}
+	for _, n := range r.Envoys.Nodes {
+		state := "in sync"
+		if !n.InSync {
+			state = "NOT in sync"
+		}
+		fmt.Fprintf(w, "  envoy %s:\t%s, version %s, connected %s\n", line(n.ID), state, line(n.Version), age(n.Connected))
+		for _, r := range n.Rejected {
+			fmt.Fprintf(w, "    rejects %s:\t%s\n", r.Type, block(r.Detail))
+		}
+	}
 }
 
 func rejected(s xds.Status) bool {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -43,9 +42,6 @@ func (r *reloader) failed() string {
 }
 
 func (r *reloader) run(ctx context.Context) error {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	last := r.stamp()
@@ -54,7 +50,7 @@ func (r *reloader) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-hangup:
+		case <-r.server.hangup:
 			forced = true
 		case <-tick.C:
 		}
@@ -81,7 +77,7 @@ func (r *reloader) reload() {
 
 func (r *reloader) apply() error {
 	s := r.server
-	next, err := s.builder.build()
+	next, err := r.build()
 	if err != nil {
 		return err
 	}
@@ -103,6 +99,24 @@ func (r *reloader) apply() error {
 	s.current.replaceVerifier(verifier)
 	s.log.Info("revision serves", "revision", next.policies.Revision(), "config", next.config.Digest[:12])
 	return nil
+}
+
+// maxBuilds bounds how often files that change while they are read are read
+// again.
+const maxBuilds = 5
+
+// build makes a revision of files that did not change meanwhile: half of one
+// version and half of another, as when a ConfigMap is swapped in between, is
+// never one. What keeps changing is seen again at the next look.
+func (r *reloader) build() (next *revision, err error) {
+	for range maxBuilds {
+		before := r.stamp()
+		next, err = r.server.builder.build()
+		if r.stamp() == before {
+			return next, err
+		}
+	}
+	return nil, errors.New("the files kept changing while they were read")
 }
 
 // restartNeeded names what changed that a running server cannot take.
@@ -140,7 +154,12 @@ func (r *reloader) stamp() string {
 	for _, path := range cfg.Files() {
 		note(path)
 	}
-	err := filepath.WalkDir(cfg.Policies, func(path string, _ fs.DirEntry, err error) error {
+	policies, err := filepath.EvalSymlinks(cfg.Policies) // the folder may be a link itself
+	if err != nil {
+		policies = cfg.Policies
+	}
+	note(cfg.Policies)
+	err = filepath.WalkDir(policies, func(path string, _ fs.DirEntry, err error) error {
 		note(path)
 		return err
 	})

@@ -6,8 +6,11 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -64,14 +67,21 @@ type parent struct {
 	config *config.Config
 	file   string
 	log    *slog.Logger
+
+	serving atomic.Pointer[os.Process]
 }
 
 func (p *parent) run(ctx context.Context, noEnvoy bool) error {
 	if err := privateFolder(p.config.Sockets); err != nil {
 		return err
 	}
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // unhandled, it ends the process
+	defer signal.Stop(hangup)
+	p.pidFile("run", os.Getpid())
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.keep(ctx) })
+	group.Go(func() error { return p.relay(ctx, hangup) })
 	if !noEnvoy {
 		supervisor, err := p.envoy(ctx)
 		if err != nil {
@@ -128,7 +138,26 @@ func (p *parent) serve(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, self, "serve", "--config", p.file)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.WaitDelay = stopWithin
-	return startTied(cmd, func(pid int) { p.pidFile("serve", pid) })
+	return startTied(cmd, func(pid int) {
+		p.pidFile("serve", pid)
+		p.serving.Store(cmd.Process)
+	})
+}
+
+// relay passes SIGHUP on to serve, which reads the files anew.
+func (p *parent) relay(ctx context.Context, hangup <-chan os.Signal) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangup:
+		}
+		if serve := p.serving.Load(); serve != nil {
+			if err := serve.Signal(syscall.SIGHUP); err != nil {
+				p.log.Warn("serve does not take SIGHUP; it reads the files when it starts", "error", err)
+			}
+		}
+	}
 }
 
 // note keeps the pid file of a process that somebody else restarts.

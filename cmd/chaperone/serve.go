@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -63,6 +65,8 @@ func serveCommand() *cobra.Command {
 // in which they stand and closed in the reverse.
 type server struct {
 	log       *slog.Logger
+	replica   string
+	hangup    chan os.Signal // of SIGHUP
 	metrics   *prometheus.Registry
 	handler   http.Handler // of the metrics
 	recorder  *record.Recorder
@@ -93,7 +97,9 @@ func (s *server) close() error {
 // serve runs until ctx ends. Full state is loaded before the first Envoy is
 // answered: it takes what it is given for the whole truth.
 func serve(ctx context.Context, file string, cfg *config.Config, log *slog.Logger) (err error) {
-	s := &server{log: log}
+	s := &server{log: log, hangup: make(chan os.Signal, 1)}
+	signal.Notify(s.hangup, syscall.SIGHUP) // from the start: unhandled, it ends the process
+	defer signal.Stop(s.hangup)
 	s.current.swapped = make(chan struct{}, 1)
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := privateFolder(cfg.Sockets); err != nil {
@@ -115,11 +121,11 @@ func (s *server) state(ctx context.Context, cfg *config.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	replica := fmt.Sprintf("%s-%d", host, os.Getpid())
+	s.replica = fmt.Sprintf("%s-%d", host, os.Getpid())
 	if err := os.MkdirAll(cfg.Recording.Dir, 0o700); err != nil {
 		return err
 	}
-	s.recorder, err = record.Open(record.Config{Dir: cfg.Recording.Dir, Replica: replica, Retention: cfg.Recording.Retention,
+	s.recorder, err = record.Open(record.Config{Dir: cfg.Recording.Dir, Replica: s.replica, Retention: cfg.Recording.Retention,
 		Logger: s.log, Registerer: s.metrics})
 	if err != nil {
 		return err
@@ -147,7 +153,7 @@ func (s *server) state(ctx context.Context, cfg *config.Config) (err error) {
 		s.store = embedded
 		s.onClose(embedded.Close)
 	}
-	return s.lifecycles(cfg, replica)
+	return s.lifecycles(cfg, s.replica)
 }
 
 // rules loads the first revision.
@@ -208,7 +214,7 @@ func (s *server) run(ctx context.Context, cfg *config.Config) error {
 	s.onClose(func() error { tap.Close(); return nil })
 
 	group, ctx := errgroup.WithContext(ctx)
-	for _, part := range []func(context.Context) error{s.approvals.Run, s.usage.Run, s.sessions.Run, s.calls.Run, s.current.run, s.reloader.run, s.prune} {
+	for _, part := range []func(context.Context) error{s.approvals.Run, s.usage.Run, s.sessions.Run, s.calls.Run, s.current.run, s.reloader.run, s.tell, s.prune} {
 		group.Go(func() error { return part(ctx) })
 	}
 	on := func(name string, serve func(context.Context, net.Listener) error) error {
@@ -300,9 +306,4 @@ func (s *server) api(tracer trace.Tracer) http.Handler {
 		Verifier: &s.current, Approvals: approvalsAPI{s.approvals}, Sessions: s.sessions, Recordings: recordings{s.recorder.Reader()},
 		Recorder: s.recorder, Status: s.status, Logger: s.log, Tracer: tracer,
 	})
-}
-
-func (s *server) status(context.Context) console.Status {
-	r := s.current.revision.Load()
-	return console.Status{Revision: r.policies.Revision(), Since: r.since.Format(time.RFC3339), Failed: s.reloader.failed(), Envoys: s.xds.Status()}
 }

@@ -89,7 +89,7 @@ func (g *Gateway) Log() string {
 	return string(b)
 }
 
-// PID is the process id of one of the gateway's processes: serve or envoy.
+// PID is the process id of one of the gateway's processes: run, serve or envoy.
 func (g *Gateway) PID(name string) (int, error) {
 	b, err := os.ReadFile(filepath.Join(g.dir, "run", name+".pid"))
 	if err != nil {

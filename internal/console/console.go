@@ -59,7 +59,8 @@ type Status struct {
 	Revision string `json:"revision"`
 	Since    string `json:"since"`
 	Failed   string `json:"failed,omitempty"` // why the newest files were refused
-	Envoys   any    `json:"envoys"`
+	Envoys   any    `json:"envoys"`           // of the replica that answers
+	Replicas any    `json:"replicas"`         // what each one runs
 }
 
 // A Selector names sessions to end.
