@@ -8,7 +8,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"chaperone.dev/chaperone/internal/access"
-	"chaperone.dev/chaperone/internal/config"
 	"chaperone.dev/chaperone/internal/policy"
 )
 
@@ -66,11 +65,8 @@ Exit status: 0 no finding is an error, 1 one is (or a failure), 2 usage.`,
 
 // surroundings are what the configuration in file says; nil without one.
 func surroundings(file string) (*policy.Surroundings, error) {
-	if file == "" {
-		return nil, nil
-	}
-	cfg, err := config.Load(file)
-	if err != nil {
+	cfg, err := loadedConfig(file)
+	if cfg == nil || err != nil {
 		return nil, err
 	}
 	around := &policy.Surroundings{Resources: []access.Resource{}, Reviewers: append([]string{}, cfg.People.Reviewer...)}

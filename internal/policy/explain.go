@@ -137,20 +137,38 @@ func (x Explanation) String() string {
 			fmt.Fprintf(&b, "  %s\n", line)
 		}
 	}
+	x.writeObligations(&b)
 	for _, p := range x.Policies {
 		if p.Applies {
-			p.write(&b)
+			p.write(&b, d)
 		}
 	}
 	for _, p := range x.Policies {
 		if !p.Applies {
-			p.write(&b)
+			p.write(&b, d)
 		}
 	}
 	return b.String()
 }
 
-func (p PolicyTrace) write(b *strings.Builder) {
+// writeObligations says what the enforcer must do.
+func (x Explanation) writeObligations(b *strings.Builder) {
+	if x.Decision.Effect == access.Deny {
+		return
+	}
+	o := x.Decision.Obligations
+	for _, m := range o.Masks {
+		fmt.Fprintf(b, "  masks %s\n", describeMask(m))
+	}
+	if limits := asWritten(o.Limits); limits != "{}" {
+		fmt.Fprintf(b, "  limits %s\n", limits)
+	}
+	if o.Approval != nil {
+		fmt.Fprintf(b, "  approval %s\n", asWritten(*o.Approval))
+	}
+}
+
+func (p PolicyTrace) write(b *strings.Builder, d access.Decision) {
 	state := "applies"
 	if !p.Applies {
 		state = "does not apply"
@@ -172,6 +190,8 @@ func (p PolicyTrace) write(b *strings.Builder) {
 			state = "is passed over: " + r.Skipped
 		case r.Decides:
 			state = "matches and decides"
+		case r.Matched && r.Effect > d.Effect:
+			state = fmt.Sprintf("matches, but %s beats %s", d.Effect, r.Effect)
 		case r.Matched:
 			state = "matches"
 		}

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/config"
+	"chaperone.dev/chaperone/internal/sql"
+	"chaperone.dev/chaperone/internal/sql/catalog"
+)
+
+// actionFlags say what is asked of which resource.
+type actionFlags struct {
+	resource, kind string
+	labels         map[string]string
+	sql, catalog   string
+	http, body     string
+	headers        map[string]string
+}
+
+func (a *actionFlags) flags(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&a.resource, "resource", "", "name of the resource")
+	f.StringVar(&a.kind, "kind", "", "kind of the resource, when no configuration says it: postgres or http")
+	f.StringToStringVar(&a.labels, "label", nil, "a label of the resource (env=prod), when no configuration says them; may be repeated")
+	f.StringVar(&a.sql, "sql", "", "a statement")
+	f.StringVar(&a.catalog, "catalog", "", "file with the names of the database as JSON, for --sql")
+	f.StringVar(&a.http, "http", "", `a call: "METHOD /path?query"`)
+	f.StringToStringVar(&a.headers, "header", nil, "a header of the call (name=value); may be repeated")
+	f.StringVar(&a.body, "body", "", "file with the body of the call")
+	c.MarkFlagsMutuallyExclusive("sql", "http")
+	kinds := cobra.FixedCompletions([]string{string(access.Postgres), string(access.HTTP)}, cobra.ShellCompDirectiveNoFileComp)
+	if err := c.RegisterFlagCompletionFunc("kind", kinds); err != nil { // only a flag that is not there
+		panic("chaperone: " + err.Error())
+	}
+}
+
+// given reports whether the flags make a whole action.
+func (a *actionFlags) given() bool { return a.sql != "" || a.http != "" }
+
+// change puts the resource and the action into req.
+func (a *actionFlags) change(ctx context.Context, cfg *config.Config, req *access.Request) (notes []string, err error) {
+	if err := a.locate(cfg, &req.Resource); err != nil {
+		return nil, err
+	}
+	switch {
+	case a.sql != "":
+		req.Action = access.Action{}
+		req.Action.SQL, notes, err = a.statement(ctx)
+	case a.http != "":
+		req.Action = access.Action{}
+		req.Action.HTTP, err = a.call()
+	}
+	if err == nil && a.given() && req.Resource.Name == "" {
+		err = fmt.Errorf("%w: --resource is needed", errUsage)
+	}
+	return notes, err
+}
+
+func (a *actionFlags) locate(cfg *config.Config, r *access.Resource) error {
+	if a.resource != "" {
+		*r = access.Resource{Name: a.resource}
+		if cfg != nil {
+			i := slices.IndexFunc(cfg.Resources, func(c config.Resource) bool { return c.Name == a.resource })
+			if i < 0 {
+				return fmt.Errorf("there is no resource %q in the configuration", a.resource)
+			}
+			*r = cfg.Resources[i].Access()
+		}
+	}
+	switch kind := access.Kind(a.kind); {
+	case kind == access.Postgres, kind == access.HTTP:
+		r.Kind = kind
+	case a.kind != "":
+		return fmt.Errorf("%w: --kind is postgres or http", errUsage)
+	case r.Kind == "" && a.sql != "":
+		r.Kind = access.Postgres
+	case r.Kind == "" && a.http != "":
+		r.Kind = access.HTTP
+	}
+	if a.labels != nil {
+		r.Labels = a.labels
+	}
+	return nil
+}
+
+// statement has the gateway's own judge read the text.
+func (a *actionFlags) statement(ctx context.Context) (*access.SQL, []string, error) {
+	contents := catalog.Contents{SearchPath: []string{"pg_catalog", "public"}}
+	notes := []string{"the statement was judged without a catalog: tables and columns are not known"}
+	if a.catalog != "" {
+		b, err := os.ReadFile(a.catalog)
+		if err != nil {
+			return nil, nil, fmt.Errorf("catalog: %w", err)
+		}
+		decoder := json.NewDecoder(bytes.NewReader(b))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(&contents); err != nil {
+			return nil, nil, fmt.Errorf("catalog: %s: %w", a.catalog, err)
+		}
+		notes = nil
+	}
+	names, err := catalog.New(contents)
+	if err != nil {
+		return nil, nil, fmt.Errorf("catalog: %s: %w", a.catalog, err)
+	}
+	pool, err := newParser(1, slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer pool.Close()
+	if err := pool.Ready(ctx); err != nil {
+		return nil, nil, err
+	}
+	analyzer, err := sql.New(sql.Config{Parser: pool})
+	if err != nil {
+		return nil, nil, err
+	}
+	judged, err := analyzer.Analyze(ctx, a.sql, names)
+	if err != nil {
+		return nil, nil, err
+	}
+	if judged.Refusal != nil {
+		notes = append(notes, "whatever policy says, the gateway refuses it: "+judged.Refusal.Message)
+	}
+	action := judged.Action
+	action.Text = a.sql
+	return &action, notes, nil
+}
+
+func (a *actionFlags) call() (*access.HTTPCall, error) {
+	method, target, ok := strings.Cut(strings.TrimSpace(a.http), " ")
+	u, err := url.Parse(strings.TrimSpace(target))
+	if !ok || err != nil || !strings.HasPrefix(u.Path, "/") {
+		return nil, fmt.Errorf(`%w: --http is "METHOD /path?query"`, errUsage)
+	}
+	call := &access.HTTPCall{Method: strings.ToUpper(method), Host: u.Host, Path: u.Path, Headers: map[string][]string{}}
+	if len(u.RawQuery) > 0 {
+		call.Query = u.Query()
+	}
+	for name, value := range a.headers {
+		call.Headers[strings.ToLower(name)] = []string{value}
+	}
+	if a.body == "" {
+		return call, nil
+	}
+	b, err := os.ReadFile(a.body)
+	if err != nil {
+		return nil, fmt.Errorf("body: %w", err)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(b))
+	decoder.UseNumber()
+	call.BodyState = access.BodyWhole
+	if decoder.Decode(&call.Body) != nil || decoder.More() {
+		call.BodyState, call.Body = access.BodyUndecodable, nil
+	}
+	return call, nil
+}
