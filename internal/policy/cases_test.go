@@ -52,7 +52,7 @@ func TestPacks(t *testing.T) {
 			}
 		})
 	}
-	if packs < 2 {
+	if packs < 5 {
 		t.Errorf("%d packs", packs)
 	}
 }
