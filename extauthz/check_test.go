@@ -125,6 +125,21 @@ func TestAllow(t *testing.T) {
 	}
 }
 
+// A limit that holds beyond one request needs somebody who counts.
+func TestNobodyCounts(t *testing.T) {
+	t.Parallel()
+	for name, limits := range map[string]access.Limits{
+		"of an hour": {Hour: access.Quota{Statements: 9}}, "of a session": {Session: access.Quota{Bytes: 9}},
+	} {
+		w := newWorld()
+		w.decide = func(access.Request) access.Decision {
+			return access.Decision{Effect: access.Allow, Rules: rule("read"), Obligations: access.Obligations{Limits: limits}}
+		}
+		t.Log(name)
+		checked(t, w.server(t, nil), t.Context(), get()).refused(t, 503, access.Unavailable)
+	}
+}
+
 func TestBodyIsRecordedOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld()

@@ -359,6 +359,21 @@ func TestLimitKnownBeforehand(t *testing.T) {
 	s.end()
 }
 
+// TestNobodyCounts: a limit that holds beyond one request needs somebody who
+// counts what the answer uses, and the account to count it on.
+func TestNobodyCounts(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	path, _ := serve(t, tapsink.Config{Recorder: m})
+	s := open(t, path, access.Obligations{Account: "a", Limits: access.Limits{Hour: access.Quota{Bytes: 10}}})
+	if out, err := s.exchange(headersMessage(false, ":status", "200", "content-length", "1")); status.Code(err) != codes.Aborted {
+		t.Errorf("answer %v, %v; want Aborted", out, err)
+	}
+	if ended := endOf(m.wait(t, hasEnded)); !strings.Contains(ended.Error, "cannot be counted") {
+		t.Errorf("recorded %+v", ended)
+	}
+}
+
 // TestNeverOKBeforeTheEnd cuts the stream at every point, from both sides: the
 // status that Envoy sees is not OK unless the last answer reached it.
 func TestNeverOKBeforeTheEnd(t *testing.T) {

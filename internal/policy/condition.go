@@ -191,6 +191,12 @@ func reworded(message string) string {
 	case isSyntax:
 		what, _, _ := strings.Cut(syntax, " expecting ")
 		return "syntax error: " + what
+	case strings.HasPrefix(message, "expression code point size exceeds limit"):
+		return fmt.Sprintf("is longer than %d characters; split it into named conditions or rules", maxConditionSize)
+	case strings.HasPrefix(message, "expression recursion limit exceeded"):
+		return fmt.Sprintf("nests deeper than %d levels", maxConditionDepth)
+	case message == "comprehension exceeds nesting limit":
+		return fmt.Sprintf("all, exists, map and the like may stand at most %d deep in each other", maxNesting)
 	case message == "invalid matches argument":
 		return "this is not a regular expression (RE2)"
 	}

@@ -158,8 +158,8 @@ func TestLoadBounds(t *testing.T) {
 	regex := everybody("  - {name: r, effect: allow, when: 'http.path.matches(\"(a{100}){10}\")'}\n")
 	rules := everybody(strings.Repeat("  - {name: r, effect: allow}\n", 1001))
 	for name, tc := range map[string]struct{ content, want string }{
-		"long condition": {long, "size"},
-		"deep condition": {deep, "recursion"},
+		"long condition": {long, "is longer than 8192 characters"},
+		"deep condition": {deep, "nests deeper than 64 levels"},
 		"costly pattern": {regex, "regex"},
 		"many rules":     {rules, "the limit is 1000"},
 	} {
@@ -184,6 +184,44 @@ func TestLoadBounds(t *testing.T) {
 			t.Error("accepted")
 		}
 	})
+}
+
+// Whatever is wrong with conditions, each fault is one message where it is, all
+// of them at once, and nothing is loaded in part.
+func TestLoadBadConditions(t *testing.T) {
+	t.Parallel()
+	bad := []struct{ when, place, message string }{
+		{`sql.statements == 99999999999999999999`, "9999", "syntax error: invalid int literal"},
+		{`1e999 > 1.0`, "1e999", "syntax error: invalid double literal"},
+		{`sql.text == "` + strings.Repeat("x", maxConditionSize) + `"`, "'", "is longer than 8192 characters; split it into named conditions or rules"},
+		{strings.Repeat("!(", 200) + "true" + strings.Repeat(")", 200), "'", "nests deeper than 64 levels"},
+		{strings.Repeat("[", 100) + strings.Repeat("]", 100) + " == []", "'", "nests deeper than 64 levels"},
+		{`sql.tables.all(a, sql.columns.all(b, sql.reads.all(c, a == c)))`, "(c,", "all, exists, map and the like may stand at most 2 deep in each other"},
+		{`now > timestamp("99999-01-01T00:00:00Z")`, `"99999`, "invalid timestamp argument"},
+		{`sql.read_only == 1`, "== 1", "found no matching overload for '_==_' applied to '(bool, int)'"},
+		{`condition("r")`, `"r"`, `there is no condition named "r"; there are none here`},
+		{`sql.locks &&`, "", "the condition ends too early"},
+	}
+	var rules strings.Builder
+	for i, b := range bad {
+		fmt.Fprintf(&rules, "  - {name: r%d, effect: allow, when: '%s'}\n", i, b.when)
+	}
+	set, err := Load(files("p.yaml", everybody(rules.String()), "q.yaml", strings.Replace(everybody("  - {name: r, effect: allow}\n"), "policy: p", "policy: q", 1)))
+	faults := FaultsOf(err)
+	if set != nil || len(faults) != len(bad) {
+		t.Fatalf("got %d faults, want %d:\n%v", len(faults), len(bad), err)
+	}
+	lines := strings.Split(everybody(rules.String()), "\n")
+	for i, b := range bad {
+		f := faults[i]
+		line := lines[f.Line-1]
+		if f.File != "p.yaml" || f.Path != fmt.Sprintf("rules[%d].when", i) || f.Message != b.message {
+			t.Errorf("%.60s: got %v, want %s", b.when, f, b.message)
+		}
+		if !strings.Contains(line, fmt.Sprintf("name: r%d,", i)) || !strings.HasPrefix(string([]rune(line)[f.Column-1:]), b.place) {
+			t.Errorf("%.60s: at column %d of %.60s", b.when, f.Column, line)
+		}
+	}
 }
 
 // The revision and the hashes stand for what the policies say.

@@ -306,6 +306,8 @@ func TestLimits(t *testing.T) {
 		{"changes beyond, with rows", access.Limits{RowsChanged: 1}, []pgproto3.FrontendMessage{
 			parse("", "update orders set status = 'undone' where id in (125, 126) returning id"), bind("", ""), execute(""), syncMessage},
 			[]string{"ParseComplete", "BindComplete", "row 125", "row 126", "ERROR 53400", "ready I"}},
+		{"a limit beyond one statement, and nobody counts", access.Limits{Hour: access.Quota{Statements: 9}}, []pgproto3.FrontendMessage{&pgproto3.Query{String: "select 1 as one"}},
+			[]string{"ERROR 58000", "ready I"}},
 		{"reads are no changes", access.Limits{RowsChanged: 1}, []pgproto3.FrontendMessage{&pgproto3.Query{String: "select 1 as one"}},
 			[]string{"columns one", "row 1", "SELECT 1", "ready I"}},
 	} {
