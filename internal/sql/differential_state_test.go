@@ -129,7 +129,7 @@ func (d *differential) reconnect(t *testing.T) {
 	}{
 		// Something to be called, closed and locked.
 		{d.subject, "PREPARE prepared AS INSERT INTO audit (what) VALUES ('prepared')"},
-		{d.bystander, "LISTEN channel; LISTEN x; SELECT pg_advisory_lock(99)"},
+		{d.bystander, "SET lock_timeout = 0; LISTEN channel; LISTEN x; SELECT pg_advisory_lock(99)"},
 		{d.parser, "BEGIN; SELECT 1 / 0"},
 	} {
 		if _, err := c.conn.Exec(t.Context(), c.text).ReadAll(); err != nil && c.conn != d.parser {
