@@ -164,7 +164,9 @@ func (d *differential) alone(t *testing.T) {
 const digestQuery = `
 SELECT string_agg(format(CASE WHEN relkind = 'S' THEN 'SELECT %1$L, last_value::text || is_called || log_cnt FROM %1$s'
   ELSE 'SELECT %1$L, concat(count(*), '' '', sum(xmin::text::int8), '' '', sum(xmax::text::int8), '' '', sum(hashtid(ctid)::int8)) FROM ONLY %1$s' END, oid::regclass), ' UNION ALL ')
-FROM pg_class WHERE relkind IN ('r', 'm', 'S') AND relpersistence = 'p' AND relname !~ '^(indexed|checked|measured)'`
+FROM pg_class WHERE relkind IN ('r', 'm', 'S') AND relpersistence = 'p' AND relname !~ '^checked' AND oid NOT IN (
+  SELECT coalesce(i.indrelid, s.stxrelid) FROM pg_depend d LEFT JOIN pg_index i ON i.indexrelid = d.objid LEFT JOIN pg_statistic_ext s ON s.oid = d.objid
+  WHERE d.refclassid = 'pg_proc'::regclass AND coalesce(i.indrelid, s.stxrelid) IS NOT NULL)`
 
 // serverQuery is what is not in a relation: the next transaction, the log, what
 // was ever inserted, changed and deleted, which of the users' functions ran,
