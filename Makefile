@@ -55,6 +55,9 @@ docs: build ## every command and file shown in the documents
 differential: tools ## 100,000 statements, judged and run on real servers: what was read-only must change nothing; STATEMENTS= SEED=
 	go test -timeout 30m -count=1 -run '^TestDifferential$$' ./internal/sql -differential $(STATEMENTS) -seed $(SEED)
 
+corpus: tools ## the same for every statement of PostgreSQL 15's regression tests and documentation
+	go test -timeout 60m -count=1 -run '^TestCorpus$$' ./internal/sql -corpus .
+
 fuzz: ## each fuzz target for FUZZTIME: 1000x inputs, or a time (30s)
 	@set -eo pipefail; grep -rno --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' . | sed -E 's|/[^/]*:[0-9]+:func | |' | sort | while read -r p f; do \
 		echo "fuzz $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p </dev/null; done
@@ -70,4 +73,4 @@ bench: tools build ## CPU per request and per transaction beside Envoy alone, as
 golden: ## write the golden files anew
 	go test ./xds ./internal/... -run Golden -update
 
-.PHONY: help build demo tools test test-fast vet lint race e2e docs fuzz vuln bench golden differential
+.PHONY: help build demo tools test test-fast vet lint race e2e docs fuzz vuln bench golden differential corpus
