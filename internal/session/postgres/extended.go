@@ -216,6 +216,9 @@ func (s *session) describe(ctx context.Context, body []byte) error {
 		return s.stage(ctx, step{kind: stepDescribeStatement, statement: st, undo: func() { st.describing = false }}, &msg)
 	}
 	p := s.portals[msg.Name]
+	if p == nil && s.cursors[msg.Name] != nil { // an SQL cursor is a portal of its name
+		return s.stage(ctx, step{kind: stepDescribePortal}, &msg)
+	}
 	if p == nil {
 		return s.refuse(ctx, noPortal(msg.Name), nil)
 	}
@@ -299,6 +302,11 @@ func (s *session) closeNamed(ctx context.Context, body []byte) error {
 			}
 		}
 		msg.Name = p.target
+		return s.stage(ctx, closing, &msg)
+	} else if c := s.cursors[msg.Name]; c != nil {
+		delete(s.cursors, msg.Name)
+		name := msg.Name
+		closing.undo = func() { s.cursors[name] = c }
 		return s.stage(ctx, closing, &msg)
 	}
 	return s.stage(ctx, step{kind: stepLocal, local: appendFrame(nil, '3', nil)}, nil)

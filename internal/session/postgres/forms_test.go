@@ -242,6 +242,11 @@ func TestFormsExtended(t *testing.T) {
 		same(t, w.until(1), within("BindComplete", "row "+strings.Trim(strings.Fields(query)[1], "'"), "FETCH 1"))
 		same(t, w.ask("commit"), ok("COMMIT"))
 	}
+	// An SQL cursor is described and closed as the portal that it is.
+	same(t, w.ask("begin; declare c cursor for select ssn from customers"), within("BEGIN", "DECLARE CURSOR"))
+	w.send(&pgproto3.Describe{ObjectType: 'P', Name: "c"}, &pgproto3.Close{ObjectType: 'P', Name: "c"}, &pgproto3.Describe{ObjectType: 'P', Name: "c"}, syncMessage)
+	same(t, w.until(1), failed("columns ssn", "CloseComplete", "ERROR 34000"))
+	same(t, w.ask("rollback"), ok("ROLLBACK"))
 	if rows := g.recordedRows(); !slices.Contains(rows, "one") || !slices.Contains(rows, "2") {
 		t.Errorf("recorded %q", rows)
 	}

@@ -164,6 +164,29 @@ func TestExtendedProtocol(t *testing.T) {
 	}
 }
 
+// An error is told at once, as the target tells it: a client may wait for it
+// before it sends Sync.
+func TestErrorsAreNotKept(t *testing.T) {
+	t.Parallel()
+	g := start(t, "18")
+	g.policy.set(denyWord("DELETE"))
+	w := g.wire(t)
+	for _, c := range []struct{ text, state string }{{"delete from orders", sqlstateDenied}, {"select nothing", "42703"}} {
+		w.send(parse("", c.text), &pgproto3.Describe{ObjectType: 'S'}, &pgproto3.Flush{})
+		if e, ok := w.receive().(*pgproto3.ErrorResponse); !ok || e.Code != c.state {
+			t.Errorf("%s: %+v", c.text, e)
+		}
+		w.send(syncMessage)
+		same(t, w.until(1), []string{"ready I"})
+	}
+	w.send(bind("", "never"))
+	if e, ok := w.receive().(*pgproto3.ErrorResponse); !ok || e.Code != sqlstateNoStatement {
+		t.Errorf("without a Flush: %+v", e)
+	}
+	w.send(syncMessage)
+	same(t, w.until(1), []string{"ready I"})
+}
+
 func TestRefusedMessages(t *testing.T) {
 	t.Parallel()
 	g := start(t, "18")

@@ -184,6 +184,11 @@ func (s *session) serve(ctx context.Context, start *startup) error {
 		if err := s.handle(ctx, f); err != nil {
 			return err
 		}
+		if s.discarding && !s.in.waiting() { // a client may wait for the error before it sends its Sync
+			if err := s.flush(ctx); err != nil {
+				return err
+			}
+		}
 	}
 }
 

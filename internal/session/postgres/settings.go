@@ -47,7 +47,7 @@ func clientSettings(params map[string]string) (map[string]string, error) {
 	for name, value := range params {
 		lower := strings.ToLower(name)
 		switch {
-		case lower == "user", lower == "database", lower == "options":
+		case name == "user", name == "database", name == "options": // in this spelling alone, as at the target
 		case lower == "replication":
 			return nil, errors.New("replication connections are not supported")
 		case strings.HasPrefix(lower, protocolOption): // answered by NegotiateProtocolVersion

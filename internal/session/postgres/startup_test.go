@@ -122,6 +122,7 @@ func TestStartupParameters(t *testing.T) {
 		{"options", "-d 5", "options"},
 		{"options", "search_path=evil", "options"},
 		{"Role", "postgres", "role"},
+		{"Options", "-c statement_timeout=5", "options"},
 		{"client_encoding", "LATIN1", "client_encoding"},
 		{"DateStyle", "German", "DateStyle"},
 		{"search_path", "evil", "search_path"},

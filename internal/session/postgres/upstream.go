@@ -84,6 +84,7 @@ type upstream struct {
 	maxRow int
 
 	mu         sync.Mutex
+	closed     bool          // nothing more is cancelled
 	cancelling chan struct{} // closed when the cancel request under way is done
 	canceller  sync.WaitGroup
 }
@@ -134,6 +135,9 @@ func (u *upstream) read() (byte, []byte, error) {
 func (u *upstream) cancel() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.closed {
+		return
+	}
 	if u.cancelling != nil {
 		select {
 		case <-u.cancelling:
@@ -177,6 +181,9 @@ func (u *upstream) close(running bool) {
 	if running {
 		u.cancel()
 	}
+	u.mu.Lock()
+	u.closed = true
+	u.mu.Unlock()
 	u.canceller.Wait()
 	u.conn.SetDeadline(time.Now().Add(farewell))
 	u.conn.Write([]byte{msgTerminate, 0, 0, 0, 4})
