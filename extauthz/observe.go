@@ -42,6 +42,7 @@ func annotate(ctx context.Context, c *check) {
 		attribute.String("chaperone.subject", c.request.Principal.Subject),
 		attribute.String("chaperone.user", c.request.Principal.User),
 		attribute.String("chaperone.subagent", c.request.Principal.Subagent),
+		attribute.String("chaperone.chain", c.request.Principal.Through()),
 		attribute.String("chaperone.rule", c.rule),
 		attribute.String("chaperone.outcome", c.outcome),
 	)

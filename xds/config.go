@@ -65,7 +65,7 @@ type Listen struct {
 type Sockets struct {
 	Services string // gRPC: Authorization and ExternalProcessor
 	Postgres string // the session service, behind PROXY protocol v2
-	API      string // HTTP/1.1: /api/v1; "" leaves the routes out
+	API      string // HTTP/1.1: /api/v1, /oauth, /.well-known; "" leaves the routes out
 }
 
 // An HTTPResource is a target that clients reach below /http/<Name>/.

@@ -29,7 +29,11 @@ func routes(c Config) *routev3.RouteConfiguration {
 			r.route(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: prefix}}, prefix))
 	}
 	if c.Sockets.API != "" {
-		rs = append(rs, api())
+		rs = append(rs, api("api", &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: "/api/v1"}}),
+			api("oauth", &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: "/oauth"}}))
+		for _, document := range []string{"chaperone", "oauth-authorization-server"} {
+			rs = append(rs, api(document, &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: "/.well-known/" + document}}))
+		}
 	}
 	return &routev3.RouteConfiguration{
 		Name: routeConfig,
@@ -75,11 +79,12 @@ func (r HTTPResource) route(match *routev3.RouteMatch, prefix string) *routev3.R
 	}
 }
 
-// api leads to chaperone's own API, which checks tokens itself.
-func api() *routev3.Route {
+// api leads to chaperone's own API, token service or documents, which check
+// tokens themselves.
+func api(name string, match *routev3.RouteMatch) *routev3.Route {
 	return &routev3.Route{
-		Name:  "api",
-		Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: "/api/v1"}},
+		Name:  name,
+		Match: match,
 		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: apiCluster},
 			Timeout:          seconds(0),

@@ -83,7 +83,10 @@ func writeCard(w io.Writer, a access.Approval) {
 	fmt.Fprintf(w, "who:\tsubagent %s, workflow %s\n", line(p.Subagent), line(p.Workflow))
 	fmt.Fprintf(w, "for whom:\t%s (%s/%s)\n", line(p.User), p.Issuer, line(p.Subject))
 	for _, hop := range p.Chain {
-		fmt.Fprintf(w, "through:\t%s for %s\n", line(hop.Actor), line(hop.User))
+		fmt.Fprintf(w, "through:\t%s (subject %s of %s) from token %s\n", line(hop.Actor), line(hop.Subject), line(hop.Issuer), line(hop.Parent))
+		if text := hop.Attenuation.Text(); text != "" {
+			fmt.Fprintf(w, "  only:\t%s\n", line(text))
+		}
 	}
 	fmt.Fprintf(w, "resource:\t%s (%s)\n", req.Resource.Name, req.Resource.Kind)
 	fmt.Fprintf(w, "rule:\t%s\n", a.Ask.Decision.Rule())

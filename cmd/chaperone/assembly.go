@@ -17,6 +17,7 @@ import (
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/config"
 	"chaperone.dev/chaperone/internal/identity"
+	"chaperone.dev/chaperone/internal/issuer"
 	"chaperone.dev/chaperone/internal/mask"
 	"chaperone.dev/chaperone/internal/policy"
 	"chaperone.dev/chaperone/internal/session/postgres"
@@ -200,6 +201,12 @@ func (c *current) replaceVerifier(v *identity.Verifier) {
 	old.Close()
 }
 
+// NameOf and URLOf ask the verifier of the current revision.
+func (c *current) NameOf(iss string) string { return c.verifier.Load().NameOf(iss) }
+
+// URLOf gives the iss of a configured issuer.
+func (c *current) URLOf(name string) string { return c.verifier.Load().URLOf(name) }
+
 // Verify asks the verifier of the current revision.
 func (c *current) Verify(ctx context.Context, token access.Secret) (access.Principal, error) {
 	return c.verifier.Load().Verify(ctx, token)
@@ -227,9 +234,14 @@ func (c *current) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return c.revision.Load().tls, nil
 }
 
-// newVerifier makes the verifier of a configuration.
-func newVerifier(cfg *config.Config, log *slog.Logger, metrics prometheus.Registerer) (*identity.Verifier, error) {
-	c := identity.Config{Log: log, Registerer: metrics}
+// newVerifier makes the verifier of a configuration. own gives the keys of the
+// gateway's token service, nil for none; revoked may be nil.
+func newVerifier(cfg *config.Config, log *slog.Logger, metrics prometheus.Registerer, revoked identity.Revocations, own func() ([]byte, error)) (*identity.Verifier, error) {
+	c := identity.Config{Log: log, Registerer: metrics, Revocations: revoked}
+	if own != nil {
+		c.Issuers = append(c.Issuers, identity.Issuer{Name: issuer.Name, URL: cfg.Tokens.Issuer, Audiences: []string{cfg.Tokens.Issuer},
+			Algorithms: []string{"ES256"}, Skew: *cfg.Identity.Skew, KeyAge: cfg.Identity.KeyAge, MaxLife: issuer.MaxLife, Own: own})
+	}
 	for _, is := range cfg.Identity.Issuers {
 		c.Issuers = append(c.Issuers, identity.Issuer{
 			Name: is.Name, URL: is.OIDC.Issuer, JWKSURL: is.OIDC.JWKS, Audiences: is.OIDC.Audiences, Algorithms: is.OIDC.Algorithms,

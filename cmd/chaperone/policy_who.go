@@ -80,7 +80,7 @@ func principalOf(ctx context.Context, cfg *config.Config, file string) (access.P
 		p, err := claimedPrincipal(token)
 		return p, []string{"the token was NOT verified (no --config): these are claims that anybody can write"}, err
 	}
-	v, err := newVerifier(cfg, slog.New(slog.DiscardHandler), nil)
+	v, err := newVerifier(cfg, slog.New(slog.DiscardHandler), nil, nil, nil)
 	if err != nil {
 		return access.Principal{}, nil, err
 	}

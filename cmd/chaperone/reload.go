@@ -87,7 +87,7 @@ func (r *reloader) apply() error {
 	old := s.current.revision.Load()
 	verifier := s.current.verifier.Load()
 	if !reflect.DeepEqual(next.config.Identity, old.config.Identity) {
-		if verifier, err = newVerifier(next.config, s.log, nil); err != nil {
+		if verifier, err = s.newVerifier(next.config, nil); err != nil {
 			return err
 		}
 	}
@@ -126,6 +126,7 @@ func (r *reloader) restartNeeded(next *config.Config) error {
 		"store": {r.start.Store, next.Store}, "recording": {r.start.Recording, next.Recording},
 		"telemetry": {r.start.Telemetry, next.Telemetry}, "sockets": {r.start.Sockets, next.Sockets},
 		"approvals": {r.start.Approvals, next.Approvals}, "parsers": {r.start.Parsers, next.Parsers},
+		"tokens": {r.start.Tokens, next.Tokens},
 	} {
 		if !reflect.DeepEqual(pair[0], pair[1]) {
 			errs = append(errs, fmt.Errorf("%s: a change of %s takes effect only with a restart", r.server.builder.file, name))

@@ -27,6 +27,7 @@ import (
 	"chaperone.dev/chaperone/internal/approval"
 	"chaperone.dev/chaperone/internal/config"
 	"chaperone.dev/chaperone/internal/console"
+	"chaperone.dev/chaperone/internal/issuer"
 	"chaperone.dev/chaperone/internal/policy"
 	"chaperone.dev/chaperone/internal/quota"
 	"chaperone.dev/chaperone/internal/record"
@@ -75,6 +76,7 @@ type server struct {
 	sessions  *session.Registry
 	calls     *session.HTTPSessions
 	usage     *quota.Service
+	keys      *issuer.Keys // nil: no token service
 	builder   *builder
 	engine    *policy.Engine
 	current   current
@@ -168,7 +170,7 @@ func (s *server) rules(file string, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	verifier, err := newVerifier(cfg, s.log, s.metrics)
+	verifier, err := s.newVerifier(cfg, s.metrics)
 	if err != nil {
 		return err
 	}
@@ -207,6 +209,10 @@ func (s *server) run(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
+	own, err := s.own(cfg, s.api(tracing.Tracer("console")))
+	if err != nil {
+		return err
+	}
 	services := grpc.NewServer(append(xds.ServerOptions(),
 		grpc.StatsHandler(otelgrpc.NewServerHandler(otelgrpc.WithTracerProvider(tracing), otelgrpc.WithPropagators(propagation.TraceContext{}))))...)
 	authv3.RegisterAuthorizationServer(services, authorizer)
@@ -229,7 +235,7 @@ func (s *server) run(ctx context.Context, cfg *config.Config) error {
 		on(servicesSocket, func(ctx context.Context, l net.Listener) error { return serveGRPC(ctx, services, l) }),
 		on(postgresSocket, sql.Serve),
 		on(apiSocket, func(ctx context.Context, l net.Listener) error {
-			return serveHTTP(ctx, s.api(tracing.Tracer("console")), l)
+			return serveHTTP(ctx, own, l)
 		}),
 		s.serveMetrics(ctx, group, cfg.Telemetry.Metrics),
 		// Last: an Envoy that connects finds everything it is sent to.

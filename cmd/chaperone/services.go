@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"time"
 
 	"go.opentelemetry.io/otel/trace"
 
@@ -12,6 +13,7 @@ import (
 	"chaperone.dev/chaperone/internal/approval"
 	"chaperone.dev/chaperone/internal/config"
 	"chaperone.dev/chaperone/internal/identity"
+	"chaperone.dev/chaperone/internal/issuer"
 	"chaperone.dev/chaperone/internal/mask"
 	"chaperone.dev/chaperone/internal/quota"
 	"chaperone.dev/chaperone/internal/session"
@@ -38,6 +40,10 @@ func (s *server) lifecycles(cfg *config.Config, replica string) (err error) {
 		return err
 	}
 	s.calls, err = session.NewHTTPSessions(s.sessions, session.HTTPConfig{Opened: s.opened, Closed: s.closed})
+	if err != nil || cfg.Tokens == nil {
+		return err
+	}
+	s.keys, err = issuer.OpenKeys(cfg.Tokens.Keys, cfg.Tokens.Rotate, cfg.Tokens.Life+identity.MaxSkew, time.Now)
 	return err
 }
 

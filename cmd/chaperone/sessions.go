@@ -120,7 +120,16 @@ func decodeEvents(r io.Reader) iter.Seq2[access.Event, error] {
 func sessionsKill(g *gateway) *cobra.Command {
 	var which console.Selector
 	var cause string
-	c := &cobra.Command{Use: "kill [ID]", Short: "End sessions, and what they run at the target", Args: cobra.MaximumNArgs(1),
+	c := &cobra.Command{Use: "kill [ID]", Short: "End sessions, and what they run at the target",
+		Long: `kill ends sessions at every replica, and cancels what they run at the target.
+
+When it names who (--token, --principal, --user, --subagent, --workflow, --chain) and neither a
+session nor a resource, it also revokes the tokens that they had: what was issued until then, and
+all that was exchanged from it, is refused at the targets, at /api/v1 and at the token service.`,
+		Example: `  chaperone sessions kill ses_…
+  chaperone sessions kill --token tok_… --cause "token stolen"
+  chaperone sessions kill --chain planner`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				which.Session = args[0]
@@ -142,6 +151,8 @@ func sessionsKill(g *gateway) *cobra.Command {
 		}}
 	f := c.Flags()
 	f.StringVar(&which.Token, "token", "", "sessions of this token id (tok_…)")
+	f.StringVar(&which.Principal, "principal", "", "sessions of this principal: its subject or its key")
+	f.StringVar(&which.Chain, "chain", "", "sessions that were delegated through this token id, subject or actor")
 	f.StringVar(&which.User, "user", "", "sessions for this user")
 	f.StringVar(&which.Subagent, "subagent", "", "sessions of this subagent")
 	f.StringVar(&which.Workflow, "workflow", "", "sessions of this workflow")

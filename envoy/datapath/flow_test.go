@@ -442,7 +442,12 @@ func TestAPI(t *testing.T) {
 	if len(w.take())+len(proc.take()) != 0 {
 		t.Error("the API's request was decided or processed")
 	}
-	for _, p := range []string{"/api/v1x", "/api/v2/x", "/api"} {
+	for _, p := range []string{"/oauth/token", "/oauth", "/.well-known/chaperone", "/.well-known/oauth-authorization-server"} {
+		if got := g.must("GET", p, ""); got.body != "api" || len(api.take()) != 1 {
+			t.Errorf("%s: got %+v", p, got)
+		}
+	}
+	for _, p := range []string{"/api/v1x", "/api/v2/x", "/api", "/oauthx", "/.well-known/", "/.well-known/chaperone/x"} {
 		g.must("GET", p, "").refused(t, 404, access.UnknownResource)
 	}
 	// Its guards are off for it alone: a path that ends elsewhere has them.

@@ -35,6 +35,8 @@ const (
 	Sofia = "sofia@example.com" // security: reads recordings
 	Tom   = "tom@example.com"   // nobody in particular
 	Rhea  = "rhea@example.com"  // at the order desk, and a senior engineer too
+
+	Reporter = "reporter@example.com" // the account of a subagent that is nobody without a user
 )
 
 var people = []localserver.Person{
@@ -43,6 +45,7 @@ var people = []localserver.Person{
 	{Email: Alan, Groups: []string{"platform"}},
 	{Email: Sofia, Groups: []string{"security"}},
 	{Email: Tom, Groups: []string{"everyone"}, Workflow: "curiosity"},
+	{Email: Reporter, Workflow: "weekly-report"},
 	{Email: Rhea, Groups: []string{"orders-agents", "senior-engineers"}, Workflow: "backlog"},
 }
 

@@ -286,7 +286,21 @@ func (t *teller) cut(ctx context.Context) error {
 	if err := t.end(ctx, held, beat{say: "psql says", fails: true, want: []string{"FATAL"}}); err != nil {
 		return err
 	}
-	return t.tell(ctx, beat{run: as("GRACE", "approvals approve "+reqID[1]), fails: true, want: []string{"abandoned"}})
+	err = t.tell(ctx, beat{run: as("GRACE", "approvals approve "+reqID[1]), fails: true, want: []string{"abandoned"}},
+		beat{say: "the tokens that her agents had are refused from now on", run: psql("ADA", "select 1"), fails: true, want: []string{"reason unauthenticated"}})
+	if err != nil {
+		return err
+	}
+	t.say("she is back: a token that she gets now is a new one")
+	return Eventually(ctx, startWithin, func() error { // tokens count in whole seconds
+		if err := t.tokens(ctx); err != nil {
+			return err
+		}
+		if out, err := t.shell(ctx, psql("ADA", "select 1")); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
 }
 
 // A shell is a psql that stays open.

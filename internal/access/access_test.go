@@ -59,7 +59,7 @@ func TestAskDigestBindsWhatRuns(t *testing.T) {
 	base := func() Ask {
 		return Ask{
 			Request: Request{ID: "req_1", Session: "ses_1", Time: time.Unix(1, 0),
-				Principal: Principal{Issuer: "dex", Subject: "a", Groups: []string{"g"}, Token: TokenRef{ID: "t1"}},
+				Principal: Principal{Issuer: "dex", Subject: "a", Groups: []string{"g"}, Token: TokenRef{ID: "t1"}, Chain: []Hop{{Subject: "b", Parent: "tok_1"}}},
 				Resource:  Resource{Name: "orders", Kind: Postgres},
 				Action:    Action{SQL: &SQL{Text: "update t set a = $1", Parameters: []BoundParameter{{Type: 23, Value: "1"}}}}},
 			Decision: Decision{Rules: []RuleRef{{Policy: "p", Rule: "r", Hash: "h"}}, Revision: "rev_1"},
@@ -71,21 +71,24 @@ func TestAskDigestBindsWhatRuns(t *testing.T) {
 		change func(*Ask)
 		same   bool
 	}{
-		"another request id": {func(a *Ask) { a.Request.ID = "req_2" }, true},
-		"another session":    {func(a *Ask) { a.Request.Session = "ses_2" }, true},
-		"another time":       {func(a *Ask) { a.Request.Time = time.Unix(2, 0) }, true},
-		"another token":      {func(a *Ask) { a.Request.Principal.Token.ID = "t2" }, true},
-		"another trace":      {func(a *Ask) { a.Trace = "00-1-2-01" }, true},
-		"another revision":   {func(a *Ask) { a.Decision.Revision = "rev_2" }, true},
-		"another text":       {func(a *Ask) { a.Request.Action.SQL.Text = "update t set a = $1 " }, false},
-		"another forward":    {func(a *Ask) { a.Request.Action.SQL.Forward = "x" }, false},
-		"another value":      {func(a *Ask) { a.Request.Action.SQL.Parameters[0].Value = "2" }, false},
-		"another type":       {func(a *Ask) { a.Request.Action.SQL.Parameters[0].Type = 20 }, false},
-		"another setting":    {func(a *Ask) { a.Settings["search_path"] = "evil" }, false},
-		"another resource":   {func(a *Ask) { a.Request.Resource.Name = "other" }, false},
-		"another subject":    {func(a *Ask) { a.Request.Principal.Subject = "b" }, false},
-		"another chain":      {func(a *Ask) { a.Request.Principal.Chain = []Hop{{Subject: "x"}} }, false},
-		"another rule text":  {func(a *Ask) { a.Decision.Rules[0].Hash = "h2" }, false},
+		"another request id":  {func(a *Ask) { a.Request.ID = "req_2" }, true},
+		"another session":     {func(a *Ask) { a.Request.Session = "ses_2" }, true},
+		"another time":        {func(a *Ask) { a.Request.Time = time.Unix(2, 0) }, true},
+		"another token":       {func(a *Ask) { a.Request.Principal.Token.ID = "t2" }, true},
+		"another trace":       {func(a *Ask) { a.Trace = "00-1-2-01" }, true},
+		"another revision":    {func(a *Ask) { a.Decision.Revision = "rev_2" }, true},
+		"another text":        {func(a *Ask) { a.Request.Action.SQL.Text = "update t set a = $1 " }, false},
+		"another forward":     {func(a *Ask) { a.Request.Action.SQL.Forward = "x" }, false},
+		"another value":       {func(a *Ask) { a.Request.Action.SQL.Parameters[0].Value = "2" }, false},
+		"another type":        {func(a *Ask) { a.Request.Action.SQL.Parameters[0].Type = 20 }, false},
+		"another setting":     {func(a *Ask) { a.Settings["search_path"] = "evil" }, false},
+		"another resource":    {func(a *Ask) { a.Request.Resource.Name = "other" }, false},
+		"another subject":     {func(a *Ask) { a.Request.Principal.Subject = "b" }, false},
+		"another chain":       {func(a *Ask) { a.Request.Principal.Chain = []Hop{{Subject: "x"}} }, false},
+		"another parent":      {func(a *Ask) { a.Request.Principal.Chain[0].Parent = "tok_2" }, true},
+		"another actor token": {func(a *Ask) { a.Request.Principal.Chain[0].ActorToken = "tok_2" }, true},
+		"another attenuation": {func(a *Ask) { a.Request.Principal.Chain[0].Attenuation = &Attenuation{ReadOnly: true} }, false},
+		"another rule text":   {func(a *Ask) { a.Decision.Rules[0].Hash = "h2" }, false},
 		"another http body": {func(a *Ask) {
 			a.Request.Action = Action{HTTP: &HTTPCall{BodyDigest: "sha256:1"}}
 		}, false},

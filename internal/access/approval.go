@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"slices"
 	"time"
 )
 
@@ -59,10 +60,13 @@ type Answer struct {
 // AskDigest binds a grant to exactly one thing: the principal with its chain,
 // the resource, the action as it would be forwarded with its bound values, the
 // settings and the hash of the rule that decided. Request id, session, time and
-// token are left out, so that the same request repeated has the same digest.
+// tokens are left out, so that the same request repeated has the same digest.
 func AskDigest(a Ask) string {
 	p := a.Request.Principal
-	p.Token = TokenRef{}
+	p.Token, p.Chain = TokenRef{}, slices.Clone(p.Chain)
+	for i := range p.Chain {
+		p.Chain[i].Parent, p.Chain[i].ActorToken = "", ""
+	}
 	action := a.Request.Action
 	if action.HTTP != nil {
 		call := *action.HTTP

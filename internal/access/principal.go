@@ -27,11 +27,15 @@ type Principal struct {
 
 // A Hop is one delegation: Actor was allowed to act by the hop before it.
 type Hop struct {
-	Issuer  string `json:"issuer"`
-	Subject string `json:"subject"`
-	User    string `json:"user,omitempty"`
-	Actor   string `json:"actor,omitempty"`
-	Parent  string `json:"parent,omitempty"` // digest of the parent token
+	Issuer     string `json:"issuer"`
+	Subject    string `json:"subject"`
+	User       string `json:"user,omitempty"`
+	Actor      string `json:"actor,omitempty"`
+	Parent     string `json:"parent,omitempty"`      // TokenRef.ID of the token that was handed on
+	ActorToken string `json:"actor_token,omitempty"` // TokenRef.ID of the actor's own token
+	// Attenuation is what this hop gave up; nil is nothing. It is shared and
+	// must not be written.
+	Attenuation *Attenuation `json:"attenuation,omitempty"`
 }
 
 // A TokenRef names a token without being one: ID is a digest of it.

@@ -20,6 +20,7 @@ import (
 type Config struct {
 	Listen    Listen     `yaml:"listen" doc:"where Envoy listens"`
 	Identity  Identity   `yaml:"identity" doc:"who may vouch for callers"`
+	Tokens    *Tokens    `yaml:"tokens" doc:"the gateway's own token service; left out, there is none"`
 	Resources []Resource `yaml:"resources" doc:"the targets"`
 	Policies  string     `yaml:"policies" doc:"folder of policy files, one policy a file"`
 	People    People     `yaml:"people" doc:"which groups of people may do what on the gateway itself"`
@@ -82,6 +83,23 @@ type Claims struct {
 	Workflow string `yaml:"workflow" doc:"the workflow"`
 	Job      string `yaml:"job" doc:"the job in it"`
 	Groups   string `yaml:"groups" doc:"group names; default groups"`
+}
+
+// Tokens is the gateway's own token service.
+type Tokens struct {
+	Issuer     string        `yaml:"issuer" doc:"https URL at which clients reach the gateway, without a path: the iss and aud of its tokens"`
+	Keys       string        `yaml:"keys" doc:"folder of the signing keys, made on first start; share it among replicas; default keys beside the store's key"`
+	Life       time.Duration `yaml:"life" doc:"how long a token lives, 1h at most; default 5m"`
+	Depth      int           `yaml:"depth" doc:"how often a token may be handed on, 8 at most; default 4"`
+	Rotate     time.Duration `yaml:"rotate" doc:"how old a signing key may get; default 720h"`
+	Clients    []TokenClient `yaml:"clients" doc:"programs that sign an assertion; with any, every exchange needs one"`
+	Introspect []string      `yaml:"introspect" doc:"values of the subagent claim of resource servers, which may ask about tokens"`
+}
+
+// A TokenClient authenticates with an assertion that it signs.
+type TokenClient struct {
+	ID   string    `yaml:"id" doc:"the iss and sub of its assertions"`
+	Keys SecretRef `yaml:"keys" doc:"its public keys, a JWK set"`
 }
 
 // A Resource is one target.

@@ -48,6 +48,7 @@ func (v *validation) all() {
 	v.people(&c.People)
 	v.approvals(&c.Approvals)
 	v.store(&c.Store)
+	v.tokens(c.Tokens)
 	v.rest()
 }
 
@@ -347,6 +348,54 @@ func (v *validation) store(s *Store) {
 		s.Key = filepath.Join(dir, "store.key")
 	}
 	v.path(&s.Key)
+}
+
+func (v *validation) tokens(t *Tokens) {
+	if t == nil {
+		return
+	}
+	if u := v.secureURL("tokens.issuer", t.Issuer); u != nil && (u.Path != "" || u.RawQuery != "" || u.Scheme != "https") {
+		v.fault("tokens.issuer", "must be https://host or https://host:port, without a path")
+	}
+	for i, is := range v.config.Identity.Issuers {
+		if is.Name == "chaperone" || is.OIDC != nil && is.OIDC.Issuer == t.Issuer {
+			v.fault(fmt.Sprintf("identity.issuers[%d]", i), "has the name or the URL of the gateway's own token service")
+		}
+	}
+	if t.Keys == "" {
+		t.Keys = filepath.Join(filepath.Dir(v.config.Store.Key), "keys")
+	}
+	v.path(&t.Keys)
+	setDefault(&t.Life, 5*time.Minute)
+	setDefault(&t.Rotate, 30*24*time.Hour)
+	setDefault(&t.Depth, 4)
+	if t.Life < time.Second || t.Life > time.Hour {
+		v.fault("tokens.life", "is %s; it must be from 1s to 1h", t.Life)
+	}
+	if t.Rotate < time.Hour {
+		v.fault("tokens.rotate", "is %s; 1h at least", t.Rotate)
+	}
+	if t.Depth < 1 || t.Depth > 8 {
+		v.fault("tokens.depth", "is %d; it must be from 1 to 8", t.Depth)
+	}
+	ids := map[string]bool{}
+	for i := range t.Clients {
+		path := fmt.Sprintf("tokens.clients[%d]", i)
+		if t.Clients[i].ID == "" || ids[t.Clients[i].ID] {
+			v.fault(path+".id", "is empty or used twice")
+		}
+		ids[t.Clients[i].ID] = true
+		v.secret(path+".keys", &t.Clients[i].Keys, true)
+	}
+	if slices.Contains(t.Introspect, "") {
+		v.fault("tokens.introspect", "a name is empty")
+	}
+}
+
+func setDefault[T int | time.Duration](value *T, otherwise T) {
+	if *value == 0 {
+		*value = otherwise
+	}
 }
 
 func (v *validation) rest() {

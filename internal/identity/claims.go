@@ -88,8 +88,16 @@ func (is *issuer) read(t *token, nameOf func(url string) string) (*verified, err
 	if err := is.claims.fill(&p, t.claims); err != nil {
 		return nil, err
 	}
+	if is.own {
+		if p.Issuer, err = origin(t.claims, nameOf); err != nil {
+			return nil, err
+		}
+	}
 	if p.Chain, err = is.chain(t.claims, nameOf); err != nil {
 		return nil, err
+	}
+	if is.own && len(p.Chain) == 0 {
+		return nil, rejected("it has no act claim, which each of our own has")
 	}
 	p.Token = access.TokenRef{ID: tokenID(t.signed), ExpiresAt: time.Unix(when.expires, 0).UTC()}
 	if when.hasIssued {
@@ -228,6 +236,10 @@ func (is *issuer) hop(act map[string]any, nameOf func(string) string) (access.Ho
 			}
 			hop.Issuer = url
 		}
+	}
+	if is.own {
+		err = ownHop(&hop, act)
+		return hop, err
 	}
 	if len(is.claims.user.path) == 1 {
 		if hop.User, err = text(act, is.claims.user); err != nil {

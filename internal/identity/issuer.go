@@ -46,7 +46,14 @@ type Issuer struct {
 	Claims  Claims
 	// CA, in PEM, replaces the system's roots for this issuer.
 	CA []byte
+	// Own marks the gateway's own token service, and gives its key set (RFC
+	// 7517), which is then never fetched. Only its tokens say whose principal
+	// they carry and what each hop gave up; Types and Claims are its own.
+	Own func() ([]byte, error)
 }
+
+// ownClaims are those of the gateway's own tokens.
+var ownClaims = Claims{User: "user", Subagent: "subagent", Instance: "instance", Workflow: "workflow", Job: "job", Groups: "groups"}
 
 // Claims names the claim that each member of a principal comes from. A name
 // that begins with "/" is a JSON pointer (RFC 6901) into nested claims. An
@@ -66,6 +73,7 @@ type issuer struct {
 	maxLife    time.Duration
 	claims     mapping
 	keys       *keyring
+	own        bool
 	// newest is the latest iat accepted, in Unix seconds: the issuer's own word
 	// that at least this much time has passed.
 	newest atomic.Int64
@@ -115,6 +123,9 @@ func newIssuer(c Issuer, clk *clock, log *slog.Logger, m *metrics) (*issuer, err
 	if c.MaxLife < 0 {
 		fault("max life: is negative")
 	}
+	if c.Own != nil {
+		c.Claims, c.Types = ownClaims, []string{"at+jwt"}
+	}
 	claims, err := newMapping(c.Claims)
 	if err != nil {
 		fault("%w", err)
@@ -131,12 +142,13 @@ func newIssuer(c Issuer, clk *clock, log *slog.Logger, m *metrics) (*issuer, err
 	}
 	is := &issuer{
 		name: c.Name, url: c.URL, audiences: slices.Clone(c.Audiences), algorithms: algorithms,
-		skew: c.Skew, maxLife: c.MaxLife, claims: claims,
+		skew: c.Skew, maxLife: c.MaxLife, claims: claims, own: c.Own != nil,
 		keys: &keyring{
 			issuer: c.Name, source: newSource(c.URL, c.JWKSURL, roots), clock: clk,
 			age: c.KeyAge, log: log, metrics: m,
 		},
 	}
+	is.keys.source.own = c.Own
 	for _, t := range c.Types {
 		is.types = append(is.types, mediaType(t))
 	}

@@ -24,11 +24,17 @@ func (s *Set) Decide(req access.Request, now time.Time) (d access.Decision) {
 	if (req.Action.SQL == nil) == (req.Action.HTTP == nil) {
 		return access.Decision{Effect: access.Deny, Reason: access.Unsupported, Message: "the request holds no single action", Revision: s.revision}
 	}
+	if d, beyond := s.beyondDelegation(&req); beyond {
+		return d
+	}
 	sc := s.scope(&req.Principal, &req.Resource)
 	e := s.begin()
 	e.of(&req, sc, now)
 	d = s.decide(e, sc)
 	s.end(e)
+	if req.Action.SQL != nil && d.Effect != access.Deny {
+		boundRows(&d.Obligations.Limits, req.Principal.Rows())
+	}
 	return d
 }
 

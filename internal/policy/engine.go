@@ -99,6 +99,9 @@ func (s *Set) mayConnect(req access.Request, now time.Time) (may bool) {
 			may = false
 		}
 	}()
+	if hop, _ := req.Principal.OutOfBounds(req.Resource, access.Action{}); hop > 0 {
+		return false
+	}
 	sc := s.scope(&req.Principal, &req.Resource)
 	e := s.begin()
 	e.of(&req, sc, now)

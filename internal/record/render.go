@@ -179,6 +179,12 @@ func (r *renderer) opened(s access.Session) {
 	r.line("  %s on %s (%s)", who(s.Principal), s.Resource.Name, string(s.Resource.Kind))
 	r.line("  subject %s of %s, from %s, opened %s", s.Principal.Subject, s.Principal.Issuer, s.Client,
 		s.Opened.UTC().Format(time.RFC3339))
+	for i, h := range s.Principal.Chain {
+		r.line("  hop %d: to %s (subject %s of %s) from token %s", i+1, h.Actor, h.Subject, h.Issuer, h.Parent)
+		if text := h.Attenuation.Text(); text != "" {
+			r.line("    only: %s", text)
+		}
+	}
 }
 
 func (r *renderer) decided(d *access.Decided) {

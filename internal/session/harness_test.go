@@ -82,7 +82,7 @@ func run(t *testing.T, fn func(context.Context) error) (stop func()) {
 
 func (p *pair) principal(user string) access.Principal {
 	return access.Principal{Issuer: "dex", Subject: "sub-" + user, User: user + "@example.com", Subagent: "orders-agent", Workflow: "nightly",
-		Groups: []string{"agents"}, Token: access.TokenRef{ID: "sha256:token-" + user, ExpiresAt: p.clock.Now().Add(30 * time.Minute)}}
+		Groups: []string{"agents"}, Token: access.TokenRef{ID: "sha256:token-" + user, IssuedAt: p.clock.Now(), ExpiresAt: p.clock.Now().Add(30 * time.Minute)}}
 }
 
 func (p *pair) session(user string) access.Session {

@@ -24,6 +24,7 @@ type Selector struct {
 	User      string `json:"user,omitempty"`      // of the principal or its chain, whatever the case
 	Subagent  string `json:"subagent,omitempty"`  // of the principal, or an actor of its chain
 	Workflow  string `json:"workflow,omitempty"`
+	Chain     string `json:"chain,omitempty"` // a token id, subject or actor anywhere in the delegation
 	Resource  string `json:"resource,omitempty"`
 	All       bool   `json:"all,omitempty"`
 }
@@ -46,15 +47,20 @@ func (sel Selector) Matches(s access.Session) bool {
 	if sel.check() != nil {
 		return false
 	}
-	p := s.Principal
+	return (sel.Session == "" || sel.Session == s.ID) && (sel.Resource == "" || sel.Resource == s.Resource.Name) && sel.names(s.Principal)
+}
+
+// names reports whether the members about the principal match it.
+func (sel Selector) names(p access.Principal) bool {
 	inChain := func(match func(access.Hop) bool) bool { return slices.ContainsFunc(p.Chain, match) }
-	return (sel.Session == "" || sel.Session == s.ID) &&
-		(sel.Token == "" || sel.Token == p.Token.ID || inChain(func(h access.Hop) bool { return h.Parent == sel.Token })) &&
+	return (sel.Token == "" || sel.Token == p.Token.ID || inChain(func(h access.Hop) bool { return h.Parent == sel.Token || h.ActorToken == sel.Token })) &&
 		(sel.Principal == "" || sel.Principal == p.Key() || sel.Principal == p.Subject) &&
 		(sel.User == "" || strings.EqualFold(sel.User, p.User) || inChain(func(h access.Hop) bool { return strings.EqualFold(h.User, sel.User) })) &&
 		(sel.Subagent == "" || sel.Subagent == p.Subagent || inChain(func(h access.Hop) bool { return h.Actor == sel.Subagent })) &&
 		(sel.Workflow == "" || sel.Workflow == p.Workflow) &&
-		(sel.Resource == "" || sel.Resource == s.Resource.Name)
+		(sel.Chain == "" || inChain(func(h access.Hop) bool {
+			return slices.Contains([]string{h.Parent, h.ActorToken, h.Actor, h.Subject}, sel.Chain)
+		}))
 }
 
 // A revocation is a kill as it is kept: in the store for replicas that start or
@@ -84,10 +90,24 @@ const (
 	maxRevocations = 10_000
 )
 
-// refuses reports whether a session may not open because of the revocation: a
-// revoked token never again, other sessions only if they began before it came.
+// refuses reports whether a session may not open because of the revocation: with
+// a revoked token never again, else only if it began before the kill came.
 func (v *revocation) refuses(s access.Session) bool {
-	return v.Selector.Matches(s) && !v.lasts.Passed() && (v.Selector.Token != "" || !s.Opened.After(v.heard))
+	return v.revokes(s.Principal) || v.Selector.Matches(s) && !v.lasts.Passed() && !s.Opened.After(v.heard)
+}
+
+// ofTokens reports whether the selector is about principals alone: such a kill
+// also revokes the tokens that they had.
+func (sel Selector) ofTokens() bool {
+	return sel.Session == "" && sel.Resource == "" && sel != (Selector{All: true})
+}
+
+// revokes reports whether the principal's token is refused: one that is named,
+// or one of who is named that was issued until then. A token that does not say
+// when it was issued may have been. Times in tokens are whole seconds.
+func (v *revocation) revokes(p access.Principal) bool {
+	return v.Selector.ofTokens() && v.Selector.names(p) && !v.lasts.Passed() &&
+		(v.Selector.Token != "" || !p.Token.IssuedAt.After(v.At))
 }
 
 func (v *revocation) denial(s access.Session) *access.Denial {
@@ -99,17 +119,31 @@ func (v *revocation) denial(s access.Session) *access.Denial {
 }
 
 // Kill ends the sessions that the selector names, at every replica, and returns
-// how many there were. A token stays refused until it expires; for all else,
-// what is opened afterwards is a new session. When the store fails, the sessions
+// how many there were. With a selector of principals alone, the tokens that they
+// had until then stay refused, and all that was exchanged from them: a named
+// token until it expires, others for TokenLife. Else what is opened afterwards
+// is a new session. When the store fails, the sessions
 // of this replica have ended all the same, and the error says that others may
 // not have. Kill does not record who did it: the caller does.
 func (r *Registry) Kill(ctx context.Context, sel Selector, cause string, by access.Principal) (int, error) {
+	return r.kill(ctx, sel, cause, by, time.Time{})
+}
+
+// RevokeToken refuses the principal's token, and all that was exchanged from it,
+// for as long as it would have been good, and ends their sessions.
+func (r *Registry) RevokeToken(ctx context.Context, p access.Principal, cause string) error {
+	_, err := r.kill(ctx, Selector{Token: p.Token.ID}, cause, p, p.Token.ExpiresAt.Add(opening))
+	return err
+}
+
+// kill is Kill; until, when set, is how long the revocation lasts.
+func (r *Registry) kill(ctx context.Context, sel Selector, cause string, by access.Principal, until time.Time) (int, error) {
 	if err := sel.check(); err != nil {
 		return 0, fmt.Errorf("kill: %w", err)
 	}
 	now := r.config.Clock().UTC()
 	v := &revocation{ID: strings.ToLower(rand.Text()), Selector: sel, Cause: plain(cause), By: by.User, At: now, Until: now.Add(kept)}
-	if sel.Token != "" {
+	if sel.ofTokens() {
 		v.Until = now.Add(r.config.TokenLife)
 	}
 	r.mu.Lock()
@@ -129,12 +163,35 @@ func (r *Registry) Kill(ctx context.Context, sel Selector, cause string, by acce
 			v.Until = s.Principal.Token.ExpiresAt.Add(opening) // it is no good after that anyway
 		}
 	}
+	if !until.IsZero() {
+		v.Until = until
+	}
 	here := r.apply(v)
 	r.log.Info("kill", "selector", sel, "cause", v.Cause, "by", by.User, "sessions", max(n, here))
 	if err := errors.Join(listed, r.announce(ctx, v)); err != nil {
 		return max(n, here), fmt.Errorf("kill: %w", err)
 	}
 	return max(n, here), nil
+}
+
+// Revoked reports whether the principal's token has been revoked, or any that it
+// was exchanged from. An error means that it is not known: the store is out of
+// reach.
+func (r *Registry) Revoked(ctx context.Context, p access.Principal) (bool, error) {
+	if err := r.await(ctx); err != nil {
+		return false, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.inTouch() {
+		return false, errors.New("the registry is not in touch with the store")
+	}
+	for _, v := range r.revoked {
+		if v.revokes(p) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // announce stores the revocation, then publishes it: a replica that misses the
@@ -178,7 +235,7 @@ func (r *Registry) knows(id string) bool {
 
 func (r *Registry) keep(v *revocation, heard time.Time) {
 	lasts := heard.Add(opening)
-	if v.Selector.Token != "" {
+	if v.Selector.ofTokens() {
 		lasts = v.Until
 	}
 	v.heard, v.lasts = heard, store.NewDeadline(r.config.Clock, lasts, 0)

@@ -19,7 +19,7 @@ func TestSelector(t *testing.T) {
 	t.Parallel()
 	s := access.Session{ID: "ses_1", Resource: access.Resource{Name: "orders"}, Principal: access.Principal{
 		Issuer: "dex", Subject: "sub", User: "Alice@example.com", Subagent: "agent", Workflow: "nightly", Token: access.TokenRef{ID: "sha256:t"},
-		Chain: []access.Hop{{Issuer: "dex", Subject: "carol-sub", User: "carol@example.com", Actor: "planner", Parent: "sha256:parent"}}}}
+		Chain: []access.Hop{{Issuer: "dex", Subject: "carol-sub", User: "carol@example.com", Actor: "planner", Parent: "sha256:parent", ActorToken: "sha256:actor"}}}}
 	for name, test := range map[string]struct {
 		selector Selector
 		want     bool
@@ -43,6 +43,11 @@ func TestSelector(t *testing.T) {
 		"another subagent":   {Selector{Subagent: "x"}, false},
 		"workflow":           {Selector{Workflow: "nightly"}, true},
 		"another workflow":   {Selector{Workflow: "x"}, false},
+		"chain by actor":     {Selector{Chain: "planner"}, true},
+		"chain by subject":   {Selector{Chain: "carol-sub"}, true},
+		"chain by token":     {Selector{Chain: "sha256:parent"}, true},
+		"actor's token":      {Selector{Token: "sha256:actor"}, true},
+		"another chain":      {Selector{Chain: "agent"}, false},
 		"resource":           {Selector{Resource: "orders"}, true},
 		"another resource":   {Selector{Resource: "billing"}, false},
 		"both":               {Selector{User: "alice@example.com", Resource: "orders"}, true},
@@ -71,7 +76,7 @@ func TestKill(t *testing.T) {
 		}
 		lives(t, other)
 		p.clock.Advance(time.Second)
-		again := opened(t, p.two, p.session("alice")) // not a ban
+		again := opened(t, p.two, p.session("alice")) // with a new token: it is not a ban
 		eventually(t, func() error {
 			if list, err := p.one.List(t.Context()); err != nil || len(list) != 2 {
 				return fmt.Errorf("%d sessions, %w", len(list), err)
@@ -156,6 +161,61 @@ func TestTokenStaysRevoked(t *testing.T) {
 			t.Fatalf("stored %v, %v", page.Items, err)
 		}
 	})
+}
+
+// Whoever is named loses the tokens got until then, and what was exchanged from
+// them, and nothing else; a session or a resource that is named costs no token.
+func TestRevoked(t *testing.T) {
+	t.Parallel()
+	e := storetest.Embedded(t)
+	p := newPair(t, [2]store.Store{e, e}, nil)
+	alice, zoe := p.principal("alice"), p.principal("zoe")
+	child := p.principal("zoe")
+	child.Token.ID, child.Chain = "sha256:child", []access.Hop{{Issuer: "dex", Subject: "sub-planner", Actor: "planner", Parent: zoe.Token.ID}}
+	timeless := p.principal("alice")
+	timeless.Token.IssuedAt = time.Time{}
+	asked := func(who access.Principal) bool {
+		revoked, err := p.two.Revoked(t.Context(), who)
+		ok(t, err)
+		return revoked
+	}
+	kill := func(sel Selector, who access.Principal) {
+		t.Helper()
+		_, err := p.one.Kill(t.Context(), sel, "", operator)
+		ok(t, err)
+		eventually(t, func() error {
+			if !asked(who) {
+				return fmt.Errorf("%+v does not reach the other replica", sel)
+			}
+			return nil
+		})
+	}
+	for _, sel := range []Selector{{Session: "ses_1"}, {Resource: "orders"}, {Resource: "orders", User: "alice@example.com"}, {All: true}} {
+		_, err := p.one.Kill(t.Context(), sel, "", operator)
+		ok(t, err)
+	}
+	kill(Selector{User: "alice@example.com"}, alice)
+	if !asked(timeless) || asked(zoe) || asked(child) {
+		t.Error("not exactly alice's tokens are revoked")
+	}
+	p.clock.Advance(time.Second)
+	if asked(p.principal("alice")) {
+		t.Error("a newer token is revoked too")
+	}
+	kill(Selector{Chain: "planner"}, child)
+	if asked(zoe) {
+		t.Error("the parent is revoked with the child")
+	}
+	sibling := child
+	sibling.Token.ID, sibling.Chain = "sha256:sibling", []access.Hop{{Actor: "other", Parent: zoe.Token.ID}}
+	kill(Selector{Token: zoe.Token.ID}, sibling)
+	if !asked(zoe) {
+		t.Error("the token itself is not revoked")
+	}
+	p.stop[1]()
+	if _, err := p.two.Revoked(t.Context(), zoe); err == nil {
+		t.Error("a registry that has stopped knows")
+	}
 }
 
 // A replica that missed the feed's entries reads the kill from the store.

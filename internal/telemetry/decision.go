@@ -8,7 +8,7 @@ import (
 
 // DecisionAttributes say on a span what was decided on req: chaperone.rule,
 // .effect, .reason, .principal (issuer/subject), .user, .subagent, .workflow,
-// .resource, .session, .request and .revision. What is empty is left out. The
+// .chain (its actors), .resource, .session, .request and .revision. What is empty is left out. The
 // action itself is not among them: it may hold values that only the recording,
 // which masks them, may keep.
 func DecisionAttributes(req access.Request, d access.Decision) []attribute.KeyValue {
@@ -25,6 +25,7 @@ func DecisionAttributes(req access.Request, d access.Decision) []attribute.KeyVa
 		attribute.String("chaperone.user", p.User),
 		attribute.String("chaperone.subagent", p.Subagent),
 		attribute.String("chaperone.workflow", p.Workflow),
+		attribute.String("chaperone.chain", p.Through()),
 		attribute.String("chaperone.resource", req.Resource.Name),
 		attribute.String("chaperone.session", req.Session),
 		attribute.String("chaperone.request", req.ID),
