@@ -16,7 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-var corpusPattern = flag.String("corpus", "^regress/(select|subselect|with)$", "which files of PostgreSQL's own statements to run: make corpus runs all")
+var corpusPattern = flag.String("corpus", "^regress/(select|subselect|with)$", "which files of PostgreSQL's own statements to run: make corpus runs more")
 
 // A corpusFile is the statements of one of PostgreSQL 15's regression tests, or
 // those of its documentation, in order, without psql's commands and COPY data.
