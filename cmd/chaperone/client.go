@@ -37,28 +37,37 @@ func (g *gateway) flags(c *cobra.Command) {
 	f.StringVarP(&g.output, "output", "o", "table", "table or json")
 }
 
-func (g *gateway) token() (access.Secret, error) {
-	if g.tokenFile != "" {
-		b, err := os.ReadFile(g.tokenFile)
-		if err != nil {
-			return access.Secret{}, fmt.Errorf("token: %w", err)
-		}
-		return access.NewSecret(strings.TrimSpace(string(b))), nil
+// token is the caller's own.
+func (g *gateway) token(ctx context.Context) (access.Secret, error) {
+	own, err := g.source("chaperone")
+	if err != nil {
+		return access.Secret{}, err
 	}
-	if t := os.Getenv("CHAPERONE_TOKEN"); t != "" {
-		return access.NewSecret(t), nil
+	return own.get(ctx)
+}
+
+// base is the gateway's URL without a slash at its end.
+func (g *gateway) base() (string, error) {
+	base, err := url.Parse(g.url)
+	if err != nil || base.Scheme != "https" || base.Host == "" {
+		return "", fmt.Errorf("%w: --gateway must be an https URL", errUsage)
 	}
-	return access.Secret{}, fmt.Errorf("%w: a token is needed: set CHAPERONE_TOKEN or --token-file", errUsage)
+	return strings.TrimSuffix(base.String(), "/"), nil
 }
 
 // do sends one request and returns the body of a good answer; a refusal comes
 // back as the *access.Denial that the gateway gave. The caller closes the body.
 func (g *gateway) do(ctx context.Context, method, path string, in any) (io.ReadCloser, error) {
-	base, err := url.Parse(g.url)
-	if err != nil || base.Scheme != "https" || base.Host == "" {
-		return nil, fmt.Errorf("%w: --gateway must be an https URL", errUsage)
+	token, err := g.token(ctx)
+	if err != nil {
+		return nil, err
 	}
-	token, err := g.token()
+	return g.send(ctx, method, path, token, in)
+}
+
+// send is do with a token that is not necessarily the caller's own.
+func (g *gateway) send(ctx context.Context, method, path string, token access.Secret, in any) (io.ReadCloser, error) {
+	base, err := g.base()
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +79,7 @@ func (g *gateway) do(ctx context.Context, method, path string, in any) (io.ReadC
 		}
 		body = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(base.String(), "/")+path, body)
+	req, err := http.NewRequestWithContext(ctx, method, base+path, body)
 	if err != nil {
 		return nil, err
 	}

@@ -37,9 +37,12 @@ var errReported = errors.New("reported")
 // exitCode prints err and returns 0 done, 1 refused or failed, 2 usage.
 func exitCode(stderr io.Writer, err error) int {
 	var denial *access.Denial
+	var ran *exitStatus
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &ran):
+		return ran.status()
 	case errors.Is(err, errReported):
 		return 1
 	case errors.As(err, &denial):

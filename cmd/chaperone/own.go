@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/config"
+	"chaperone.dev/chaperone/internal/directory"
 	"chaperone.dev/chaperone/internal/identity"
 	"chaperone.dev/chaperone/internal/issuer"
 	"chaperone.dev/chaperone/internal/store"
@@ -22,6 +25,7 @@ import (
 func (s *server) own(cfg *config.Config, api http.Handler) (http.Handler, error) {
 	mux := http.NewServeMux()
 	mux.Handle("/", api)
+	mux.Handle(directory.Path, directory.Handler(s.directory(cfg)))
 	if cfg.Tokens == nil {
 		return mux, nil
 	}
@@ -46,6 +50,29 @@ func (s *server) newVerifier(cfg *config.Config, metrics prometheus.Registerer) 
 		return newVerifier(cfg, s.log, metrics, s.sessions, nil)
 	}
 	return newVerifier(cfg, s.log, metrics, s.sessions, s.keys.Published)
+}
+
+// directory says what the current revision has for whom.
+func (s *server) directory(cfg *config.Config) directory.Config {
+	c := directory.Config{
+		Verify: s.current.Verify, MayConnect: s.engine.MayConnect, Log: s.log,
+		Rejected: func(err error) bool { return errors.Is(err, identity.ErrTokenRejected) },
+		Resources: func() (all []access.Resource) {
+			for _, r := range s.current.revision.Load().config.Resources {
+				all = append(all, r.Access())
+			}
+			return all
+		},
+		PostgresPort: func() int {
+			_, port, _ := net.SplitHostPort(s.current.revision.Load().config.Listen.Postgres) // validated; "" is none
+			n, _ := strconv.Atoi(port)
+			return n
+		},
+	}
+	if cfg.Tokens != nil {
+		c.TokenEndpoint = cfg.Tokens.Issuer + issuer.TokenPath
+	}
+	return c
 }
 
 func tokenClients(t *config.Tokens) []issuer.Client {

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/directory"
+)
+
+func envCommand() *cobra.Command {
+	g, t, whole := &gateway{}, &tokenWish{}, false
+	c := &cobra.Command{
+		Use:   "env RESOURCE...",
+		Short: "Print what to set for psql and curl to reach resources",
+		Long: `env asks the gateway how your token reaches the resources and prints what to set. When the gateway
+has a token service, the token is one for these resources alone (--whole-token keeps yours).`,
+		Example: `  eval "$(chaperone env orders)"; psql
+  chaperone env billing -o json`,
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: g.completeResources,
+		RunE: func(c *cobra.Command, args []string) error {
+			token, found, err := g.reach(c.Context(), t, args, whole)
+			if err != nil {
+				return err
+			}
+			set := g.variables(found)
+			set["CHAPERONE_TOKEN"] = token.Reveal()
+			if slices.ContainsFunc(found, func(r directory.Resource) bool { return r.Kind == access.Postgres }) {
+				set["PGPASSWORD"] = token.Reveal()
+			}
+			return printVariables(c.OutOrStdout(), set, g.output)
+		},
+	}
+	g.flags(c)
+	t.flags(c)
+	c.Flags().BoolVar(&whole, "whole-token", false, "use your token as it is")
+	return c
+}
+
+func printVariables(w io.Writer, set map[string]string, output string) error {
+	if output == "json" {
+		encoder := json.NewEncoder(w)
+		encoder.SetIndent("", "  ")
+		encoder.SetEscapeHTML(false)
+		return encoder.Encode(set)
+	}
+	for _, name := range slices.Sorted(maps.Keys(set)) {
+		if _, err := fmt.Fprintf(w, "export %s=%s\n", name, shellQuoted(set[name])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reach returns a token for the resources, and how it reaches each of them.
+func (g *gateway) reach(ctx context.Context, t *tokenWish, names []string, whole bool) (access.Secret, []directory.Resource, error) {
+	own, err := g.source(t.audience)
+	if err != nil {
+		return access.Secret{}, nil, err
+	}
+	token, err := own.get(ctx)
+	if err != nil {
+		return access.Secret{}, nil, err
+	}
+	d, err := g.directory(ctx, token)
+	if err != nil {
+		return access.Secret{}, nil, err
+	}
+	var found []directory.Resource
+	for _, name := range names {
+		at := slices.IndexFunc(d.Resources, func(r directory.Resource) bool { return r.Name == name })
+		if at < 0 {
+			return access.Secret{}, nil, fmt.Errorf("your token does not reach %q; it reaches: %s", line(name), line(strings.Join(resourceNames(d), ", ")))
+		}
+		found = append(found, d.Resources[at])
+	}
+	if whole || d.TokenEndpoint == "" {
+		if t.exchanges() {
+			return access.Secret{}, nil, fmt.Errorf("%w: a token can only be narrowed by a gateway with a token service, and not with --whole-token", errUsage)
+		}
+		return token, found, nil
+	}
+	t.resources = names
+	token, err = g.obtain(ctx, t)
+	return token, found, err
+}
+
+func resourceNames(d directory.Document) []string {
+	names := make([]string, len(d.Resources))
+	for i, r := range d.Resources {
+		names[i] = r.Name
+	}
+	return names
+}
+
+// directory asks the gateway what the token reaches.
+func (g *gateway) directory(ctx context.Context, token access.Secret) (d directory.Document, err error) {
+	body, err := g.send(ctx, http.MethodGet, directory.Path, token, nil)
+	if err != nil {
+		return d, err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(body).Decode(&d); err != nil {
+		return d, fmt.Errorf("gateway: the answer is not what was expected: %w", err)
+	}
+	return d, nil
+}
+
+// variables are what the ordinary clients read, the token aside. The PG*
+// variables are those of the first database.
+func (g *gateway) variables(found []directory.Resource) map[string]string {
+	set := map[string]string{"CHAPERONE_GATEWAY": g.url}
+	if g.ca != "" {
+		set["CHAPERONE_CA"], set["CURL_CA_BUNDLE"] = g.ca, g.ca
+	}
+	for _, r := range found {
+		name := "CHAPERONE_" + strings.ToUpper(strings.ReplaceAll(r.Name, "-", "_")) + "_URL"
+		if r.Kind != access.Postgres {
+			set[name] = r.URL
+			continue
+		}
+		q := url.Values{"sslmode": {"verify-full"}}
+		if g.ca != "" {
+			q.Set("sslrootcert", g.ca)
+		}
+		port := strconv.Itoa(r.Port)
+		set[name] = (&url.URL{Scheme: "postgresql", User: url.User(r.User), Host: r.Host + ":" + port, Path: "/" + r.Database, RawQuery: q.Encode()}).String()
+		if set["PGHOST"] != "" {
+			continue
+		}
+		maps.Copy(set, map[string]string{"PGHOST": r.Host, "PGPORT": port, "PGDATABASE": r.Database, "PGUSER": r.User, "PGSSLMODE": "verify-full"})
+		if g.ca != "" {
+			set["PGSSLROOTCERT"] = g.ca
+		}
+	}
+	return set
+}
+
+// completeResources offers what the token reaches; without a gateway, nothing.
+func (g *gateway) completeResources(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	ctx := c.Context()
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	own, err := g.source("chaperone")
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	token, err := own.get(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	d, err := g.directory(ctx, token)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return resourceNames(d), cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/directory"
+)
+
+func execCommand() *cobra.Command {
+	g, t, whole := &gateway{}, &tokenWish{}, false
+	c := &cobra.Command{
+		Use:   "exec RESOURCE... -- COMMAND [ARGUMENT...]",
+		Short: "Run a command with all set that it needs to reach resources",
+		Long: `exec sets what chaperone env prints, with the token in files for you alone, which it keeps fresh while the
+command runs: PGPASSFILE for psql and drivers, CHAPERONE_TOKEN_FILE, and CHAPERONE_HEADER_FILE for curl.
+The exit status is the command's. Your own token is taken out of its environment.`,
+		Example: `  chaperone exec orders -- psql -c "select count(*) from orders"
+  chaperone exec billing --read-only -- sh -c 'curl -H @"$CHAPERONE_HEADER_FILE" "$CHAPERONE_BILLING_URL"'`,
+		ValidArgsFunction: g.completeResources,
+		Args: func(c *cobra.Command, args []string) error {
+			if at := c.ArgsLenAtDash(); at < 1 || at == len(args) {
+				return errors.New("write the resources, then --, then the command")
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			at := c.ArgsLenAtDash()
+			token, found, err := g.reach(c.Context(), t, args[:at], whole)
+			if err != nil {
+				return err
+			}
+			dir, err := os.MkdirTemp("", "chaperone-exec-") // 0700
+			if err != nil {
+				return err
+			}
+			defer os.RemoveAll(dir)
+			files := &tokenFiles{dir: dir, resources: found}
+			if err := files.write(token); err != nil {
+				return err
+			}
+			renew := func(ctx context.Context) (access.Secret, error) {
+				token, _, err := g.reach(ctx, t, args[:at], whole)
+				return token, err
+			}
+			return runWith(c, args[at:], files.environment(g.variables(found)), files, renew, token)
+		},
+	}
+	g.flags(c)
+	t.flags(c)
+	c.Flags().BoolVar(&whole, "whole-token", false, "use your token as it is")
+	return c
+}
+
+// tokenFiles are where the ordinary clients read the token anew each time.
+type tokenFiles struct {
+	dir       string
+	resources []directory.Resource
+}
+
+func (f *tokenFiles) path(name string) string { return filepath.Join(f.dir, name) }
+
+func (f *tokenFiles) write(token access.Secret) error {
+	escape := strings.NewReplacer(`\`, `\\`, ":", `\:`).Replace
+	var pass strings.Builder
+	for _, r := range f.resources {
+		if r.Kind == access.Postgres {
+			fmt.Fprintf(&pass, "%s:%d:%s:*:%s\n", escape(r.Host), r.Port, escape(r.Database), escape(token.Reveal()))
+		}
+	}
+	return errors.Join(writeSecret(f.path("token"), token.Reveal()+"\n"),
+		writeSecret(f.path("header"), "Authorization: Bearer "+token.Reveal()+"\n"), writeSecret(f.path("pgpass"), pass.String()))
+}
+
+// environment is the caller's own, without what holds or gets its own token.
+func (f *tokenFiles) environment(set map[string]string) []string {
+	set["PGPASSFILE"], set["CHAPERONE_TOKEN_FILE"], set["CHAPERONE_HEADER_FILE"] = f.path("pgpass"), f.path("token"), f.path("header")
+	var env []string
+	for _, kv := range os.Environ() {
+		name, _, _ := strings.Cut(kv, "=")
+		switch name {
+		case "CHAPERONE_TOKEN", "PGPASSWORD", "ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN":
+			continue
+		}
+		env = append(env, kv)
+	}
+	for name, value := range set {
+		env = append(env, name+"="+value)
+	}
+	return env
+}
+
+// stopGrace is how long a command has after SIGTERM.
+const stopGrace = 10 * time.Second
+
+// runWith runs the command and keeps its files fresh.
+func runWith(c *cobra.Command, command, env []string, files *tokenFiles, renew func(context.Context) (access.Secret, error), token access.Secret) error {
+	cmd := exec.CommandContext(c.Context(), command[0], command[1:]...)
+	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, os.Stdin, c.OutOrStdout(), c.ErrOrStderr()
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = stopGrace
+	ctx, stop := context.WithCancel(c.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		keepFresh(ctx, c.ErrOrStderr(), files, renew, token)
+	}()
+	err := cmd.Run()
+	stop()
+	<-done
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return &exitStatus{exit}
+	}
+	return err
+}
+
+// keepFresh writes a new token whenever the old one has lived for two thirds,
+// until ctx ends. When there is none to be had, the old files stay and it tries
+// again.
+func keepFresh(ctx context.Context, stderr io.Writer, files *tokenFiles, renew func(context.Context) (access.Secret, error), token access.Secret) {
+	for {
+		timer := time.NewTimer(nextRenewal(token, time.Now()))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		next, err := renew(ctx)
+		if err == nil {
+			token, err = next, files.write(next)
+		}
+		if err != nil && ctx.Err() == nil {
+			fmt.Fprintf(stderr, "chaperone: the token is not renewed: %v\n", err)
+		}
+	}
+}
+
+// nextRenewal is how long from now until the token is not fresh any more, and at
+// least a pause between two tries.
+func nextRenewal(token access.Secret, now time.Time) time.Duration {
+	const tryAgain = 5 * time.Second
+	issued, expires, err := lifeOf(token)
+	if err != nil {
+		return tryAgain
+	}
+	return max(expires.Sub(now)-min(expires.Sub(issued)/3, 5*time.Minute)+time.Second, tryAgain)
+}
+
+// An exitStatus is how a command that we ran ended.
+type exitStatus struct{ *exec.ExitError }
+
+// status is the shell's: 128 and the signal for one that was killed.
+func (e *exitStatus) status() int {
+	if w, ok := e.Sys().(syscall.WaitStatus); ok && w.Signaled() {
+		return 128 + int(w.Signal())
+	}
+	return e.ExitCode()
+}

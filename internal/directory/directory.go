@@ -1,0 +1,161 @@
+// Package directory tells an agent, in one JSON document, what its token may
+// reach at this gateway, how, and how to ask for more. It shows a principal only
+// what some policy could let it do something with, and nothing to nobody.
+package directory
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"chaperone.dev/chaperone/internal/access"
+)
+
+// Path is where the document is.
+const Path = "/.well-known/chaperone"
+
+// Config is what the document is made from. All members are required, save
+// TokenEndpoint.
+type Config struct {
+	Verify     func(ctx context.Context, token access.Secret) (access.Principal, error)
+	MayConnect func(ctx context.Context, p access.Principal, r access.Resource) bool
+	Resources  func() []access.Resource
+	// PostgresPort is the port of the PostgreSQL listener; 0 is none.
+	PostgresPort func() int
+	// Rejected tells a verdict on a token from the lack of one.
+	Rejected      func(error) bool
+	TokenEndpoint string // "": no token service
+	Log           *slog.Logger
+}
+
+// A Document is what an agent reads.
+type Document struct {
+	Gateway       string     `json:"gateway"`
+	User          string     `json:"user,omitempty"`
+	Subagent      string     `json:"subagent,omitempty"`
+	Workflow      string     `json:"workflow,omitempty"`
+	Through       []Hop      `json:"through,omitempty"`
+	TokenID       string     `json:"token_id"`
+	Expires       time.Time  `json:"expires"`
+	Resources     []Resource `json:"resources"`
+	TokenEndpoint string     `json:"token_endpoint,omitempty"`
+	More          []string   `json:"more"` // how to ask for more
+}
+
+// A Hop is one delegation, and what it gave up.
+type Hop struct {
+	Actor string `json:"actor"`
+	Only  string `json:"only,omitempty"`
+}
+
+// A Resource is a target and how to reach it.
+type Resource struct {
+	Name     string            `json:"name"`
+	Kind     access.Kind       `json:"kind"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	URL      string            `json:"url,omitempty"`  // of an HTTP target
+	Host     string            `json:"host,omitempty"` // of a PostgreSQL target, and so on
+	Port     int               `json:"port,omitempty"`
+	Database string            `json:"database,omitempty"`
+	User     string            `json:"user,omitempty"`
+	How      string            `json:"how"`
+}
+
+// Handler serves the document.
+func Handler(c Config) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := access.NewRequestID()
+		p, denial := c.authenticate(r)
+		if denial == nil && r.Method != http.MethodGet {
+			denial = &access.Denial{Reason: access.Unsupported, Message: "this document is read with GET"}
+		}
+		w.Header().Set("Cache-Control", "no-store")
+		if denial != nil {
+			denial.RequestID = id
+			w.Header().Set("Content-Type", access.ProblemType)
+			if denial.Reason == access.Unauthenticated {
+				w.Header().Set("WWW-Authenticate", "Bearer")
+			}
+			w.WriteHeader(denial.Status())
+			_, _ = w.Write(denial.Problem(denial.Status())) // the client may have left
+			return
+		}
+		b, err := json.Marshal(c.document(r, p))
+		if err != nil { // texts, numbers and times of this century always encode
+			panic("directory: " + err.Error())
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(append(b, '\n')) // the client may have left
+	})
+}
+
+func (c Config) authenticate(r *http.Request) (access.Principal, *access.Denial) {
+	err := errors.New("not exactly one Authorization header")
+	var p access.Principal
+	rejected := true
+	if values := r.Header.Values("Authorization"); len(values) == 1 {
+		scheme, token, _ := strings.Cut(values[0], " ")
+		err = errors.New("the authorization scheme is not Bearer")
+		if strings.EqualFold(scheme, "Bearer") {
+			p, err = c.Verify(r.Context(), access.NewSecret(token))
+			rejected = err == nil || c.Rejected(err)
+		}
+	}
+	switch {
+	case err == nil:
+		return p, nil
+	case rejected:
+		c.Log.Info("directory refused", "error", err)
+		return p, &access.Denial{Reason: access.Unauthenticated, Message: "a valid token is needed",
+			Hint: "send one header Authorization: Bearer TOKEN with a fresh token for this gateway"}
+	}
+	c.Log.Warn("directory cannot check a token", "error", err)
+	return p, &access.Denial{Reason: access.Unavailable, Message: "the gateway cannot check tokens now", Hint: "try again in a moment"}
+}
+
+// document is for one principal, by the name that it called the gateway by.
+func (c Config) document(r *http.Request, p access.Principal) Document {
+	host := r.Host
+	if name, _, err := net.SplitHostPort(r.Host); err == nil {
+		host = name
+	}
+	d := Document{Gateway: "https://" + r.Host, User: p.User, Subagent: p.Subagent, Workflow: p.Workflow, TokenID: p.Token.ID, Expires: p.Token.ExpiresAt,
+		Resources: []Resource{}, TokenEndpoint: c.TokenEndpoint}
+	for _, h := range p.Chain {
+		d.Through = append(d.Through, Hop{Actor: h.Actor, Only: h.Attenuation.Text()})
+	}
+	for _, known := range c.Resources() {
+		if !c.MayConnect(r.Context(), p, known) {
+			continue
+		}
+		one := Resource{Name: known.Name, Kind: known.Kind, Labels: known.Labels}
+		switch known.Kind {
+		case access.HTTP:
+			one.URL = d.Gateway + "/http/" + known.Name + "/"
+			one.How = "send the token in the header Authorization: Bearer TOKEN"
+		case access.Postgres:
+			one.Port = c.PostgresPort()
+			if one.Port == 0 {
+				continue
+			}
+			one.Host, one.Database, one.User = host, known.Name, "agent"
+			one.How = "give the token as the password, with sslmode=verify-full: psql \"host=" + host + " port=" + strconv.Itoa(one.Port) + " dbname=" + known.Name + " user=agent\""
+		}
+		d.Resources = append(d.Resources, one)
+	}
+	d.More = []string{
+		"a refusal says which rule refused, and whether a reviewer could lift it (requestable)",
+		"a request that needs a reviewer is held: psql is told so at once; over HTTP send Prefer: respond-async, get the request id, and repeat the request once it is granted",
+		"what no rule allows is for the owners of the policies: quote the request id",
+	}
+	if c.TokenEndpoint != "" {
+		d.More = append(d.More, "to hand on less than this token may do, exchange it at token_endpoint (RFC 8693)")
+	}
+	return d
+}
