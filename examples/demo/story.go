@@ -27,6 +27,7 @@ func (t *teller) chapters() []struct {
 		{"Who did what, for whom: recorded and replayed", t.recorded},
 		{"A high-impact statement waits for a reviewer", t.held},
 		{"So does a high-impact HTTP call", t.heldHTTP},
+		{"A token is handed on, reaches less, and is taken back", t.delegated},
 		{"A session can be cut", t.cut},
 		{"A proposed policy is tried on what was recorded", t.replayed},
 		{"A policy edit takes effect at once, and a broken one does not", t.reload},

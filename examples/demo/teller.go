@@ -191,19 +191,21 @@ func (t *teller) paint(code, text string) {
 // read them.
 func (t *teller) tokens(ctx context.Context) error {
 	get := map[string]func() (string, error){
-		"ADA":     func() (string, error) { return t.Dex.Token(ctx, Ada) },
-		"TOM":     func() (string, error) { return t.Dex.Token(ctx, Tom) },
-		"RHEA":    func() (string, error) { return t.Dex.Token(ctx, Rhea) },
-		"EXPIRED": func() (string, error) { return t.Short.Token(ctx, Ada) },
-		"OTHER":   func() (string, error) { return t.Dex.TokenForAgent(ctx, Ada) },
-		"GRACE":   func() (string, error) { return t.Dex.TokenForPerson(ctx, Grace) },
-		"ALAN":    func() (string, error) { return t.Dex.TokenForPerson(ctx, Alan) },
-		"SOFIA":   func() (string, error) { return t.Dex.TokenForPerson(ctx, Sofia) },
-		"TOMSELF": func() (string, error) { return t.Dex.TokenForPerson(ctx, Tom) },
+		"ADA":      func() (string, error) { return t.Dex.Token(ctx, Ada) },
+		"TOM":      func() (string, error) { return t.Dex.Token(ctx, Tom) },
+		"RHEA":     func() (string, error) { return t.Dex.Token(ctx, Rhea) },
+		"EXPIRED":  func() (string, error) { return t.Short.Token(ctx, Ada) },
+		"OTHER":    func() (string, error) { return t.Dex.TokenForAgent(ctx, Ada) },
+		"ADASELF":  func() (string, error) { return t.Dex.TokenForPerson(ctx, Ada) },
+		"REPORTER": func() (string, error) { return t.Dex.Token(ctx, Reporter) },
+		"GRACE":    func() (string, error) { return t.Dex.TokenForPerson(ctx, Grace) },
+		"ALAN":     func() (string, error) { return t.Dex.TokenForPerson(ctx, Alan) },
+		"SOFIA":    func() (string, error) { return t.Dex.TokenForPerson(ctx, Sofia) },
+		"TOMSELF":  func() (string, error) { return t.Dex.TokenForPerson(ctx, Tom) },
 		// The requesting user's own, as a person: she may review, but not her own.
 		"RHEASELF": func() (string, error) { return t.Dex.TokenForPerson(ctx, Rhea) },
 	}
-	t.env = append(os.Environ(), "ORDERS="+t.ConnString(t.tls), "PLAIN="+t.ConnString(false), "GW="+t.URL(), "CA="+t.path("ca.crt"), "NO_COLOR=1", "PAGER=cat", "PSQL_PAGER=",
+	t.env = append(os.Environ(), "ORDERS="+t.ConnString(t.tls), "PLAIN="+t.ConnString(false), "GW="+t.URL(), "CA="+t.path("ca.crt"), "NO_COLOR=1", "XDG_CACHE_HOME="+t.path("run", "cache"), "PAGER=cat", "PSQL_PAGER=",
 		"PATH="+strings.Join([]string{t.bin(), os.Getenv("PATH")}, ":"), "CHAPERONE_GATEWAY="+t.URL(), "CHAPERONE_CA="+t.path("ca.crt"),
 		"PGOPTIONS=", "PGCONNECT_TIMEOUT=20", "PSQLRC=/dev/null", "DIRECT="+strings.Replace(t.Database.Addr, ":", " port=", 1), "BILLING="+t.Billing.URL)
 	for name, f := range get {

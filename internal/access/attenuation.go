@@ -13,13 +13,13 @@ import (
 // nothing. What a principal may do is what every hop of its chain left, and of
 // that what policy allows.
 type Attenuation struct {
-	Resources []string `json:"resources,omitempty"` // names
-	ReadOnly  bool     `json:"read_only,omitempty"` // SQL known to change nothing; GET, HEAD and OPTIONS
-	Methods   []string `json:"methods,omitempty"`   // of HTTP
-	Paths     []string `json:"paths,omitempty"`     // of HTTP: each with all below it
-	Tables    []string `json:"tables,omitempty"`    // of SQL: schema.table, or schema.*
-	Rows      int64    `json:"rows,omitempty"`      // most rows that one statement reads or changes
-	Depth     *int     `json:"depth,omitempty"`     // hops that may follow; nil bounds nothing
+	Resources []string `json:"resources,omitempty" yaml:"resources"` // names
+	ReadOnly  bool     `json:"read_only,omitempty" yaml:"read_only"` // SQL known to change nothing; GET, HEAD and OPTIONS
+	Methods   []string `json:"methods,omitempty" yaml:"methods"`     // of HTTP
+	Paths     []string `json:"paths,omitempty" yaml:"paths"`         // of HTTP: each with all below it
+	Tables    []string `json:"tables,omitempty" yaml:"tables"`       // of SQL: schema.table, or schema.*
+	Rows      int64    `json:"rows,omitempty" yaml:"rows"`           // most rows that one statement reads or changes
+	Depth     *int     `json:"depth,omitempty" yaml:"depth"`         // hops that may follow; nil bounds nothing
 }
 
 // Bounds of an Attenuation: it is in every token below.

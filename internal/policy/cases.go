@@ -243,7 +243,7 @@ func (p principalFile) principal() access.Principal {
 		Instance: p.Instance, Workflow: p.Workflow, Job: p.Job, Groups: p.Groups,
 	}
 	for _, h := range p.Chain {
-		out.Chain = append(out.Chain, access.Hop{Issuer: h.Issuer, Subject: h.Subject, User: h.User, Actor: h.Actor})
+		out.Chain = append(out.Chain, access.Hop{Issuer: h.Issuer, Subject: h.Subject, User: h.User, Actor: h.Actor, Attenuation: h.Attenuation})
 	}
 	return out
 }

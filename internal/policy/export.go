@@ -62,7 +62,7 @@ func judgedPart(req access.Request, now time.Time) string {
 	req.Principal.Token = access.TokenRef{}
 	req.Principal.Chain = slices.Clone(req.Principal.Chain)
 	for i := range req.Principal.Chain {
-		req.Principal.Chain[i].Parent = ""
+		req.Principal.Chain[i].Parent, req.Principal.Chain[i].ActorToken = "", ""
 	}
 	if req.Action.SQL != nil {
 		sql := *req.Action.SQL
@@ -125,7 +125,11 @@ func (x *exporter) principal(p access.Principal) string {
 	if len(p.Chain) > 0 {
 		hops := &yaml.Node{Kind: yaml.SequenceNode}
 		for _, h := range p.Chain {
-			hops.Content = append(hops.Content, mappingOf("issuer", h.Issuer, "subject", h.Subject, "user", h.User, "actor", h.Actor))
+			hop := mappingOf("issuer", h.Issuer, "subject", h.Subject, "user", h.User, "actor", h.Actor)
+			if h.Attenuation != nil {
+				put(hop, "attenuation", structNode(*h.Attenuation))
+			}
+			hops.Content = append(hops.Content, hop)
 		}
 		put(node, "chain", hops)
 	}

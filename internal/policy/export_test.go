@@ -33,7 +33,8 @@ func awkwardRequests() []access.Request {
 	for i, text := range []string{"select 1", "yes", "2026-01-01", "a: b # c", "- x\n  y\t\n", "\x1b[2J\u2028\ufeff", "null", "0x10", "'\"", "  ", "é", ">-", "{}", "!!str x"} {
 		req := sqlRequest(access.SQL{Text: text, Command: text, Tables: []string{text}, Columns: []string{text, ""}, Statements: i + 1, Unknown: []string{text}, Locks: true})
 		req.Principal = access.Principal{Issuer: text, Subject: text, User: text, Subagent: text, Instance: text, Workflow: text, Job: text, Groups: []string{text},
-			Chain: []access.Hop{{Issuer: text, Subject: text, User: text, Actor: text, Parent: "sha256:1"}}, Token: access.TokenRef{ID: "tok_1"}}
+			Chain: []access.Hop{{Issuer: text, Subject: text, User: text, Actor: text, Parent: "sha256:1", ActorToken: "tok_2",
+				Attenuation: &access.Attenuation{Paths: []string{"/a"}, Rows: 3, Depth: new(int)}}}, Token: access.TokenRef{ID: "tok_1"}}
 		req.Resource.Name, req.Resource.Labels = fmt.Sprint("r", i, text), map[string]string{text: text}
 		requests = append(requests, req)
 		for _, body := range []string{`{"a":1.50,"b":[1,2.0,"` + "x" + `"],"c":12345678901234567890123}`, `[]`, `null`, `{"n":null}`, `"text"`, `{"yes":"no","d":"2026-01-01"}`, `1e3`} {

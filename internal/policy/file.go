@@ -104,6 +104,8 @@ type hopFile struct {
 	Subject string `yaml:"subject"`
 	User    string `yaml:"user"`
 	Actor   string `yaml:"actor"`
+
+	Attenuation *access.Attenuation `yaml:"attenuation" doc:"what this hop gave up"`
 }
 
 type resourceFile struct {
