@@ -1,13 +1,17 @@
 package e2e
 
 import (
+	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -237,4 +241,48 @@ func TestIntrospectionThroughEnvoy(t *testing.T) {
 			t.Errorf("%s: %s %s", path, res.Status, body)
 		}
 	}
+}
+
+// TestAbsoluteDeadline: what is opened one second before the token expires ends
+// when it does, in the middle of a statement.
+func TestAbsoluteDeadline(t *testing.T) {
+	t.Parallel()
+	s := site(t)
+	late := exchanged(t, s, token(t, s, demo.Ada), "", "audience", "orders", "authorization_details", `[{"type":"chaperone","expires_in":5}]`)
+	expires := expiry(t, late)
+	eventually(t, func() error {
+		if left := time.Until(expires); left > time.Second {
+			return fmt.Errorf("%s are left", left)
+		}
+		return nil
+	})
+	conn, err := pgx.Connect(t.Context(), s.DSN(late))
+	if err != nil {
+		t.Fatalf("a token with a second to live: %v", err)
+	}
+	defer conn.Close(context.Background())
+	_, err = conn.Exec(t.Context(), "select pg_sleep(60)")
+	var refused *pgconn.PgError
+	if after := time.Since(expires); err == nil || after < 0 || after > 3*time.Second {
+		t.Errorf("it ended %s after the token: %v", after, err)
+	}
+	if !errors.As(err, &refused) || !strings.Contains(refused.Message, "token has expired") {
+		t.Errorf("it ended with %v", err)
+	}
+	if _, err := pgx.Connect(t.Context(), s.DSN(late)); err == nil {
+		t.Error("an expired token opens a session")
+	}
+}
+
+func expiry(t *testing.T, tok string) time.Time {
+	t.Helper()
+	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(tok, ".")[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var claims struct{ Exp int64 }
+	if err := json.Unmarshal(payload, &claims); err != nil {
+		t.Fatal(err)
+	}
+	return time.Unix(claims.Exp, 0)
 }

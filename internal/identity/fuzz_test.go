@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -80,6 +81,32 @@ func FuzzClaims(f *testing.F) {
 		}
 		if len(who.Groups) > maxGroups || len(who.Chain) > maxHops {
 			t.Fatal("out of bounds")
+		}
+	})
+}
+
+// FuzzDetails: what is taken is well-formed, and reads the same when it comes
+// back in a token.
+func FuzzDetails(f *testing.F) {
+	for _, seed := range []string{`[{"type":"chaperone"}]`, `[{"type":"chaperone","read_only":true,"tables":["public.t"],"rows":1,"depth":0,"expires_in":5}]`,
+		`[{"type":"chaperone","rows":1,"rows":2}]`, `[{"type":"chaperone"}],"x":[]`, `[[[[[[`, `[{"type":"chaperone","methods":null}]`} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		a, life, err := ParseDetails(raw)
+		if err != nil {
+			return
+		}
+		if a == nil || a.Check() != nil || life < 0 || life > MaxDetailsLife || len(a.Resources) > 0 {
+			t.Fatalf("taken: %+v for %s", a, life)
+		}
+		b, err := json.Marshal(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := ParseAttenuation(b)
+		if err != nil || again.Text() != a.Text() {
+			t.Fatalf("%q comes back as %q: %v", a.Text(), again.Text(), err)
 		}
 	})
 }
