@@ -89,6 +89,10 @@ func TestAskDigestBindsWhatRuns(t *testing.T) {
 		"another actor token": {func(a *Ask) { a.Request.Principal.Chain[0].ActorToken = "tok_2" }, true},
 		"another attenuation": {func(a *Ask) { a.Request.Principal.Chain[0].Attenuation = &Attenuation{ReadOnly: true} }, false},
 		"another rule text":   {func(a *Ask) { a.Decision.Rules[0].Hash = "h2" }, false},
+		"another estimate": {func(a *Ask) {
+			rows := int64(7)
+			a.Request.Action.SQL.EstimatedRows, a.Request.Action.SQL.EstimatedBytes = &rows, &rows
+		}, true},
 		"another http body": {func(a *Ask) {
 			a.Request.Action = Action{HTTP: &HTTPCall{BodyDigest: "sha256:1"}}
 		}, false},

@@ -30,6 +30,12 @@ type SQL struct {
 	InTransaction bool             `json:"in_transaction,omitempty"`
 	SearchPath    []string         `json:"search_path,omitempty"`
 	Parameters    []BoundParameter `json:"parameters,omitempty"` // at Execute
+
+	// EstimatedRows and EstimatedBytes are what the target's planner expects the
+	// statement to return or to change, whichever is more; nil is not known. They
+	// move with the target's statistics, so no grant depends on them.
+	EstimatedRows  *int64 `json:"estimated_rows,omitempty"`
+	EstimatedBytes *int64 `json:"estimated_bytes,omitempty"`
 }
 
 // A BoundParameter is one value of a Bind message. Value is the text form, or

@@ -59,8 +59,9 @@ type Answer struct {
 
 // AskDigest binds a grant to exactly one thing: the principal with its chain,
 // the resource, the action as it would be forwarded with its bound values, the
-// settings and the hash of the rule that decided. Request id, session, time and
-// tokens are left out, so that the same request repeated has the same digest.
+// settings and the hash of the rule that decided. Request id, session, time,
+// tokens and estimates are left out, so that the same request repeated has the
+// same digest.
 func AskDigest(a Ask) string {
 	p := a.Request.Principal
 	p.Token, p.Chain = TokenRef{}, slices.Clone(p.Chain)
@@ -72,6 +73,11 @@ func AskDigest(a Ask) string {
 		call := *action.HTTP
 		call.Body = nil // BodyDigest stands for it
 		action.HTTP = &call
+	}
+	if action.SQL != nil {
+		statement := *action.SQL
+		statement.EstimatedRows, statement.EstimatedBytes = nil, nil
+		action.SQL = &statement
 	}
 	if len(a.Settings) == 0 {
 		a.Settings = nil // as it comes back from a store

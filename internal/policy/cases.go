@@ -158,6 +158,9 @@ func decodeCases(name string, data []byte) (*casesFile, strictyaml.Faults) {
 		if _, err := parseEffect(c.Expect.Effect); err != nil {
 			fault(".expect.effect", "%s", err)
 		}
+		if c.SQL != nil && (isNegative(c.SQL.EstimatedRows) || isNegative(c.SQL.EstimatedBytes)) {
+			fault(".sql", "an estimate cannot be below 0")
+		}
 		if c.HTTP != nil {
 			if err := c.HTTP.valid(); err != nil {
 				fault(".http", "%s", err)
@@ -166,6 +169,8 @@ func decodeCases(name string, data []byte) (*casesFile, strictyaml.Faults) {
 	}
 	return f, faults
 }
+
+func isNegative(n *int64) bool { return n != nil && *n < 0 }
 
 // run decides case i and compares.
 func (f *casesFile) run(s *Set, i int) CaseResult {
@@ -253,6 +258,7 @@ func (s *sqlFile) statement() *access.SQL {
 		Text: s.Text, Command: s.Command, ReadOnly: s.ReadOnly, Tables: s.Tables, Reads: s.Reads, Writes: s.Writes,
 		Columns: s.Columns, Functions: s.Functions, HasWhere: s.HasWhere, Statements: s.Statements,
 		Locks: s.Locks, DDL: s.DDL, Session: s.Session, InTransaction: s.InTransaction, Unknown: s.Unknown,
+		EstimatedRows: s.EstimatedRows, EstimatedBytes: s.EstimatedBytes,
 	}
 	if out.Statements == 0 {
 		out.Statements = 1

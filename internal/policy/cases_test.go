@@ -181,3 +181,22 @@ tests:
 		t.Errorf("got %+v, %v", report, err)
 	}
 }
+
+// Estimates of a case are what conditions read; left out, they are not known.
+func TestCaseEstimates(t *testing.T) {
+	t.Parallel()
+	set := mustLoad(t, "p.yaml", everybody("  - {name: small, when: 'sql.estimated_rows < 1000 && sql.estimated_bytes < 1000', effect: allow}\n"))
+	const head = "principals: {a: {issuer: dex, subject: s}}\nresources: {r: {kind: postgres}}\ntests:\n"
+	report, err := runTests(set, files("tests.yaml", head+`
+  - {name: small, who: a, on: r, sql: {command: SELECT, estimated_rows: 0, estimated_bytes: 999}, expect: {effect: allow, rule: p/small}}
+  - {name: large, who: a, on: r, sql: {command: SELECT, estimated_rows: 1000, estimated_bytes: 9}, expect: {effect: deny}}
+  - {name: unknown, who: a, on: r, sql: {command: SELECT, estimated_rows: 1}, expect: {effect: deny}}
+`), func(name string) string { return name })
+	if err != nil || !report.Passed() || len(report.Cases) != 3 {
+		t.Errorf("%+v %v", report, err)
+	}
+	_, err = runTests(set, files("tests.yaml", head+"  - {name: x, who: a, on: r, sql: {estimated_rows: -1}, expect: {effect: deny}}\n"), func(name string) string { return name })
+	if err == nil || !strings.Contains(err.Error(), "cannot be below 0") {
+		t.Errorf("negative: %v", err)
+	}
+}

@@ -91,6 +91,9 @@ func (c *checker) selection(e ast.Expr) {
 	switch t.variable {
 	case "sql":
 		c.reads |= readsSQL
+		if s.FieldName() == rowsField || s.FieldName() == bytesField {
+			c.reads |= readsEstimate
+		}
 	case "http":
 		c.reads |= readsHTTP
 		if s.FieldName() == bodyField || s.FieldName() == bodyStateField {

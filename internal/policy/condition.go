@@ -46,6 +46,7 @@ const (
 	readsHTTP
 	readsBody
 	readsTime
+	readsEstimate
 )
 
 func (r reading) has(other reading) bool { return r&other != 0 }

@@ -24,6 +24,8 @@ func TestReadings(t *testing.T) {
 		`.http.body_state == ""`:                         readsHTTP | readsBody,
 		`http.method == "GET" ? http.body.x == 1 : true`: readsHTTP | readsBody,
 		`now > request.time`:                             readsTime,
+		`.sql.estimated_rows < 9`:                        readsSQL | readsEstimate,
+		`sql.ddl || sql.estimated_bytes < 9`:             readsSQL | readsEstimate,
 		`.now.getHours() == 1`:                           readsTime,
 		`principal.user == resource.name`:                0,
 		`has(resource.labels.env)`:                       0,

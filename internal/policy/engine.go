@@ -73,6 +73,12 @@ func (e *Engine) ReadsBody(r access.Resource) bool {
 	return e.Current().readsBody(&r)
 }
 
+// ReadsEstimate reports whether the decision on req, an SQL statement without an
+// estimate, could be another one with it: whether it is worth asking for.
+func (e *Engine) ReadsEstimate(_ context.Context, req access.Request) bool {
+	return e.Current().readsEstimate(&req, e.now())
+}
+
 func (s *Set) masks(p *access.Principal, r *access.Resource) (masks []access.Mask) {
 	if s.empty() {
 		return nil
@@ -129,4 +135,36 @@ func (s *Set) readsBody(r *access.Resource) (reads bool) {
 			return r.when.reads.has(readsBody) || r.effect == access.Approve // a reviewer grants the body too
 		})
 	})
+}
+
+func (s *Set) readsEstimate(req *access.Request, now time.Time) (reads bool) {
+	if s.empty() || !s.estimates || req.Action.SQL == nil {
+		return false
+	}
+	defer func() {
+		if recover() != nil {
+			reads = false // the decision meets the same fault and denies
+		}
+	}()
+	sc := s.scope(&req.Principal, &req.Resource)
+	e := s.begin()
+	e.of(req, sc, now)
+	for i := range sc.candidates {
+		if applies, err := e.applies(&sc.candidates[i]); err != nil || !applies {
+			continue
+		}
+		reads = reads || slices.ContainsFunc(sc.candidates[i].policy.rules, e.awaitsEstimate)
+	}
+	s.end(e)
+	return reads
+}
+
+// awaitsEstimate reports whether a rule is neither met nor ruled out without
+// the estimate.
+func (e *evaluation) awaitsEstimate(r *rule) bool {
+	if !r.when.reads.has(readsEstimate) || len(e.req.Action.SQL.Unknown) > 0 {
+		return false
+	}
+	out, _ := e.run(r.when)
+	return out == unknown
 }

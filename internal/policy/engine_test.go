@@ -123,6 +123,59 @@ func TestReadsBody(t *testing.T) {
 	}
 }
 
+// An estimate is asked for only when a rule waits for it, and what waits for one
+// that does not come neither allows nor lets a denial pass.
+func TestReadsEstimate(t *testing.T) {
+	t.Parallel()
+	const rules = `
+  - {name: small, when: 'sql.command == "SELECT" && sql.estimated_rows < 1000', effect: allow}
+  - {name: large, when: 'sql.command == "UPDATE" && sql.estimated_bytes > 1000', effect: deny}
+  - {name: change, when: 'sql.command in ["UPDATE", "DELETE"]', effect: allow}
+  - {name: either, when: 'sql.command == "COPY" && (sql.read_only || sql.estimated_rows < 9)', effect: allow}
+  - {name: web, when: 'http.path == "/"', effect: allow}
+`
+	engine := NewEngine(mustLoad(t, "p.yaml", everybody(rules)), WithClock(monday))
+	few, many := int64(999), int64(1001)
+	for _, tc := range []struct {
+		name                       string
+		sql                        access.SQL
+		reads                      bool
+		without, withFew, withMany string
+	}{
+		{"allow", access.SQL{Command: "SELECT"}, true, "default-deny", "p/small", "default-deny"},
+		{"deny", access.SQL{Command: "UPDATE"}, true, "p/large", "p/change", "p/large"},
+		{"another command", access.SQL{Command: "DELETE"}, false, "p/change", "p/change", "p/change"},
+		{"known without it", access.SQL{Command: "COPY", ReadOnly: true}, false, "p/either", "p/either", "p/either"},
+		{"nothing is known", access.SQL{Command: "SELECT", Unknown: []string{"x"}}, false, "default-deny", "default-deny", "default-deny"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			req := sqlRequest(tc.sql)
+			if got := engine.ReadsEstimate(t.Context(), req); got != tc.reads {
+				t.Errorf("reads %t", got)
+			}
+			for estimate, want := range map[*int64]string{nil: tc.without, &few: tc.withFew, &many: tc.withMany} {
+				statement := tc.sql
+				statement.EstimatedRows, statement.EstimatedBytes = estimate, estimate
+				if d := engine.Decide(t.Context(), sqlRequest(statement)); d.Rule() != want {
+					t.Errorf("with %v: %s, want %s", estimate, d.Rule(), want)
+				}
+			}
+		})
+	}
+	if engine.ReadsEstimate(t.Context(), httpRequest(access.HTTPCall{Path: "/"})) || NewEngine(nil).ReadsEstimate(t.Context(), sqlRequest(access.SQL{})) {
+		t.Error("reads an estimate of no statement, or without policies")
+	}
+	d := engine.Decide(t.Context(), sqlRequest(access.SQL{Command: "SELECT"}))
+	if !strings.Contains(d.Hint, "did not estimate its size") {
+		t.Errorf("hint %q", d.Hint)
+	}
+	elsewhere := mustLoad(t, "p.yaml", "policy: p\nprincipal: '\"others\" in principal.groups'\nresource: 'true'\nrules:\n  - {name: r, when: 'sql.estimated_rows < 9', effect: allow}\n")
+	if NewEngine(elsewhere).ReadsEstimate(t.Context(), sqlRequest(access.SQL{Command: "SELECT"})) {
+		t.Error("reads it for a policy about others")
+	}
+}
+
 func TestNearest(t *testing.T) {
 	t.Parallel()
 	const rules = `

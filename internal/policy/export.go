@@ -152,6 +152,8 @@ func sqlNode(s *access.SQL) *yaml.Node {
 	put(n, "ddl", s.DDL)
 	put(n, "session", s.Session)
 	put(n, "in_transaction", s.InTransaction)
+	put(n, "estimated_rows", s.EstimatedRows)
+	put(n, "estimated_bytes", s.EstimatedBytes)
 	put(n, "unknown", s.Unknown)
 	return n
 }

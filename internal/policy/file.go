@@ -138,7 +138,11 @@ type sqlFile struct {
 	DDL           bool     `yaml:"ddl"`
 	Session       bool     `yaml:"session"`
 	InTransaction bool     `yaml:"in_transaction"`
-	Unknown       []string `yaml:"unknown" doc:"What the gateway could not establish."`
+
+	EstimatedRows  *int64 `yaml:"estimated_rows" zero:"yes" doc:"Not known when left out."`
+	EstimatedBytes *int64 `yaml:"estimated_bytes" zero:"yes" doc:"Not known when left out."`
+
+	Unknown []string `yaml:"unknown" doc:"What the gateway could not establish."`
 }
 
 type httpFile struct {

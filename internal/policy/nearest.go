@@ -157,6 +157,9 @@ func whyUnknown(req *access.Request) string {
 	if sql := req.Action.SQL; sql != nil && len(sql.Unknown) > 0 {
 		return ": " + shortened(strings.Join(sql.Unknown, "; "))
 	}
+	if sql := req.Action.SQL; sql != nil && sql.EstimatedRows == nil {
+		return ": the database did not estimate its size"
+	}
 	if http := req.Action.HTTP; http != nil {
 		return ": the body is " + bodyStateName(http.BodyState)
 	}

@@ -74,6 +74,9 @@ func structSchema(t reflect.Type) map[string]any {
 		if pattern := f.Tag.Get("pattern"); pattern != "" {
 			node["pattern"] = pattern
 		}
+		if f.Tag.Get("zero") != "" {
+			node["minimum"] = 0
+		}
 		if values, ok := f.Tag.Lookup("oneof"); ok {
 			node["enum"] = strings.Split(values, ",")
 		}

@@ -18,11 +18,13 @@ import (
 type Set struct {
 	revision string
 	policies []*policy // in file order
-	env      *environment
-	seed     maphash.Seed
-	targets  *cache[*target]
-	scopes   *cache[*scope]
-	idle     sync.Pool // of *evaluation
+	// estimates says that some rule reads the estimate of a statement.
+	estimates bool
+	env       *environment
+	seed      maphash.Seed
+	targets   *cache[*target]
+	scopes    *cache[*scope]
+	idle      sync.Pool // of *evaluation
 }
 
 // A policy is one compiled file.
@@ -91,6 +93,7 @@ func newSet(env *environment, policies []*policy) *Set {
 		fmt.Fprintf(sum, "%q %q %q %q\n", p.name, p.description, p.principal.source, p.resource.source)
 		for _, r := range p.rules {
 			fmt.Fprintln(sum, r.ref().Hash)
+			s.estimates = s.estimates || r.when.reads.has(readsEstimate)
 		}
 	}
 	s.revision = "rev_" + hex.EncodeToString(sum.Sum(nil))[:12]

@@ -140,6 +140,14 @@ func sqlType(strs *cel.Type) *objectType {
 			return types.Bool(read(s))
 		})}
 	}
+	estimate := func(name, doc string, read func(*access.SQL) *int64) field {
+		return field{name, cel.IntType, doc, ofSQL(func(s *access.SQL, box boxer) any {
+			if n := read(s); n != nil && len(s.Unknown) == 0 {
+				return types.Int(*n)
+			}
+			return box.unknown["sql."+name]
+		})}
+	}
 	return newObjectType("sql", "chaperone.SQL",
 		field{"text", cel.StringType, "the statement as the client sent it", ofSQL(func(s *access.SQL, box boxer) any { return box.str(s.Text) })},
 		field{"command", cel.StringType, "SELECT, UPDATE, DROP TABLE, …; empty when unknown", ofSQL(func(s *access.SQL, box boxer) any { return box.str(s.Command) })},
@@ -155,6 +163,8 @@ func sqlType(strs *cel.Type) *objectType {
 		effect("ddl", "it changes the schema", func(s *access.SQL) bool { return s.DDL }),
 		effect("session", "it changes the session: SET, BEGIN, …", func(s *access.SQL) bool { return s.Session }),
 		flag("in_transaction", "a transaction is open", func(s *access.SQL) bool { return s.InTransaction }),
+		estimate(rowsField, "rows that the planner expects it to return or change", func(s *access.SQL) *int64 { return s.EstimatedRows }),
+		estimate(bytesField, "bytes of those rows", func(s *access.SQL) *int64 { return s.EstimatedBytes }),
 		field{"unknown", strs, "what could not be established about it", ofSQL(func(s *access.SQL, box boxer) any { return box.list(s.Unknown) })},
 	)
 }
@@ -187,6 +197,8 @@ func httpType(strs *cel.Type) *objectType {
 const (
 	bodyField      = "body"
 	bodyStateField = "body_state"
+	rowsField      = "estimated_rows"
+	bytesField     = "estimated_bytes"
 )
 
 func ofHop(read func(*access.Hop) string) func(any, boxer) any {
@@ -216,7 +228,7 @@ type boxer struct {
 
 func newBoxer(adapter types.Adapter, v *vocabulary) boxer {
 	b := boxer{adapter: adapter, literals: map[string]ref.Val{"": types.String("")}, unknown: map[string]*types.Unknown{}}
-	for _, name := range []string{"sql.tables", "sql.reads", "sql.writes", "sql.columns", "sql.functions", "sql.locks", "sql.ddl", "sql.session", "http.body"} {
+	for _, name := range []string{"sql.tables", "sql.reads", "sql.writes", "sql.columns", "sql.functions", "sql.locks", "sql.ddl", "sql.session", "sql." + rowsField, "sql." + bytesField, "http.body"} {
 		b.unknown[name] = types.NewUnknown(0, types.NewAttributeTrail(name))
 	}
 	return b

@@ -47,6 +47,8 @@ type catalogEntry struct {
 	key  catalogKey
 	busy chan struct{} // holds a value while the fields below are in use
 
+	estimates *estimator // has its own
+
 	conn    *pgx.Conn
 	view    *view
 	checked time.Time
@@ -73,7 +75,7 @@ func (c *catalogs) use(r Resource) *catalogUse {
 	defer c.mu.Unlock()
 	entry := c.entries[key]
 	if entry == nil {
-		entry = &catalogEntry{key: key, busy: make(chan struct{}, 1)}
+		entry = &catalogEntry{key: key, busy: make(chan struct{}, 1), estimates: newEstimator()}
 		c.entries[key] = entry
 	}
 	if entry.idle != nil {
@@ -108,6 +110,7 @@ func (c *catalogs) drop(entry *catalogEntry) {
 	c.mu.Unlock()
 	if unused {
 		entry.disconnect()
+		entry.estimates.close()
 	}
 }
 

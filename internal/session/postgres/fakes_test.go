@@ -38,6 +38,8 @@ type policy struct {
 	decide func(access.Request) access.Decision
 	masks  []access.Mask
 	asked  []access.Request
+
+	estimates bool // the rules read them
 }
 
 func (p *policy) allowAll() {
@@ -72,6 +74,12 @@ func (p *policy) Masks(context.Context, access.Principal, access.Resource) []acc
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.masks
+}
+
+func (p *policy) ReadsEstimate(_ context.Context, req access.Request) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.estimates
 }
 
 func (p *policy) MayConnect(_ context.Context, who access.Principal, _ access.Resource) bool {

@@ -40,6 +40,7 @@ func (s *session) hold(ctx context.Context, p *portal, v *verdict) (*verdict, st
 	if r != nil || err != nil {
 		return v, "", s.withDecision(r, v), err
 	}
+	s.estimateCard(ctx, p.statement, v)
 	if err := s.append(ctx, access.Synced, []access.Event{v.decided(s)}); err != nil {
 		return v, "", nil, err
 	}

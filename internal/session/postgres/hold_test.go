@@ -123,8 +123,10 @@ func TestHeldExtended(t *testing.T) {
 	}
 	run("102")
 	id := w.notice()
-	if strings.Contains(g.pg.Log()[mark:], "set status") {
-		t.Error("something of it reached the target before the grant")
+	for line := range strings.Lines(g.pg.Log()[mark:]) {
+		if strings.Contains(line, "set status") && !strings.Contains(line, "EXPLAIN (FORMAT JSON") { // for the card
+			t.Errorf("something of it reached the target before the grant: %s", line)
+		}
 	}
 	g.approvals.answer(id, access.Granted, access.Pending)
 	same(t, w.until(1), []string{"ParseComplete", "BindComplete", "NoData", "UPDATE 1", "ready I"})

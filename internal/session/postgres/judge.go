@@ -170,11 +170,7 @@ func (s *session) decide(ctx context.Context, st *statement, v *verdict, params 
 		action.SearchPath = st.view.snapshot.SearchPath()
 	}
 	v.request.Action.SQL = &action
-	v.decision, v.asked = s.deps.Decider.Decide(ctx, v.request), true
-	if v.refused = s.applyDecision(ctx, st, v); v.refused != nil {
-		return nil
-	}
-	if err := s.mask(ctx, st, v); err != nil || v.refused != nil {
+	if err := s.decideForward(ctx, st, v); err != nil || v.refused != nil {
 		return err
 	}
 	if st.detect != nil && st.judged.Kind == sql.KindCopyOut {

@@ -14,6 +14,7 @@ type metrics struct {
 	statements *prometheus.CounterVec // by outcome: allow, approve, deny, refused
 	bytes      prometheus.Counter
 	held       prometheus.Gauge
+	estimates  *prometheus.CounterVec // by outcome: kept, planned, timeout, failed, busy
 }
 
 func newMetrics(registry prometheus.Registerer) (*metrics, error) {
@@ -28,11 +29,13 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			Name: "chaperone_postgres_result_bytes_total", Help: "Bytes of result rows sent to clients."}),
 		held: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "chaperone_postgres_held_statements", Help: "Statements that wait for a reviewer now."}),
+		estimates: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "chaperone_postgres_estimates_total", Help: "Estimates of statements that rules or reviewers needed, by outcome."}, []string{"outcome"}),
 	}
 	if registry == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.sessions, m.refused, m.statements, m.bytes, m.held} {
+	for _, c := range []prometheus.Collector{m.sessions, m.refused, m.statements, m.bytes, m.held, m.estimates} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

@@ -95,6 +95,9 @@ type Verifier interface {
 type Decider interface {
 	Decide(ctx context.Context, req access.Request) access.Decision
 	Masks(ctx context.Context, p access.Principal, r access.Resource) []access.Mask
+	// ReadsEstimate reports whether the decision on req could be another one
+	// with an estimate in it.
+	ReadsEstimate(ctx context.Context, req access.Request) bool
 	MayConnect(ctx context.Context, p access.Principal, r access.Resource) bool
 }
 
