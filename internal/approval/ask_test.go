@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/clocktest"
 	"chaperone.dev/chaperone/internal/store"
 )
 
@@ -141,7 +142,7 @@ func TestAskBounds(t *testing.T) {
 	}
 	_, err := ask(p.one, "4", "alice")
 	wants(t, err, ErrTooMany)
-	eventually(t, func() error { // the other replica learns it
+	clocktest.Eventually(t, func() error { // the other replica learns it
 		if n := p.two.live.pendingCount(); n != 3 {
 			return fmt.Errorf("%d pending", n)
 		}
@@ -151,7 +152,7 @@ func TestAskBounds(t *testing.T) {
 	wants(t, err, ErrTooMany)
 	_, err = ask(p.two, "4", "zoe")
 	ok(t, err)
-	eventually(t, func() error {
+	clocktest.Eventually(t, func() error {
 		if n := p.one.live.pendingCount(); n != 4 {
 			return fmt.Errorf("%d pending", n)
 		}

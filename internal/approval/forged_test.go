@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/clocktest"
 	"chaperone.dev/chaperone/internal/store"
 	"chaperone.dev/chaperone/internal/store/storetest"
 )
@@ -190,7 +191,7 @@ func TestStoreGone(t *testing.T) {
 		}
 	}
 	ok(t, server.Start(ctx))
-	eventually(t, func() error {
+	clocktest.Eventually(t, func() error {
 		_, err := p.one.Answer(ctx, pending.ID, reviewer("bob"), true, "")
 		return err
 	})
@@ -222,7 +223,7 @@ func TestRestart(t *testing.T) {
 	ok(t, s.Close())
 	_, after := open()
 	run(t, after.one)
-	eventually(t, func() error {
+	clocktest.Eventually(t, func() error {
 		if steps := after.recorder.steps(filed[0].ID); len(steps) != 1 || steps[0] != access.Abandoned {
 			return errors.New("not abandoned")
 		}

@@ -200,22 +200,3 @@ func recorded(t *testing.T, r *memoryRecorder, id string, want ...access.Approva
 		t.Fatalf("recorded %v, want %v", got, want)
 	}
 }
-
-// eventually asks until ask returns nil.
-func eventually(t *testing.T, ask func() error) {
-	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	end := time.After(20 * time.Second)
-	for {
-		err := ask()
-		if err == nil {
-			return
-		}
-		select {
-		case <-end:
-			t.Fatal(err)
-		case <-tick.C:
-		}
-	}
-}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/clocktest"
 	"chaperone.dev/chaperone/internal/store"
 )
 
@@ -426,7 +427,7 @@ func testWrongClock(t *testing.T, p *pair) {
 	ahead.clock.Advance(time.Hour)
 	a, err := ahead.one.Ask(t.Context(), newAsk("1", false, access.ApprovalTerms{Expires: 50 * time.Millisecond}))
 	ok(t, err)
-	eventually(t, func() error { // the clocks of the pair stand still
+	clocktest.Eventually(t, func() error { // the clocks of the pair stand still
 		if got, err := p.two.Get(t.Context(), a.ID); err != nil || got.State != access.Expired {
 			return fmt.Errorf("it is %s, %w", got.State, err)
 		}

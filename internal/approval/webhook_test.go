@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/clocktest"
 )
 
 // A receiver checks the signature of what it gets and keeps it.
@@ -104,7 +105,7 @@ func TestWebhook(t *testing.T) {
 	} {
 		for _, r := range []*receiver{short, full} {
 			var all string
-			eventually(t, func() error {
+			clocktest.Eventually(t, func() error {
 				var got []access.ApprovalState
 				got, all = r.states(id)
 				slices.Sort(got) // steps of two replicas may overtake one another
@@ -166,7 +167,7 @@ func TestWebhookFaults(t *testing.T) {
 	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("filing took %s", took)
 	}
-	eventually(t, func() error {
+	clocktest.Eventually(t, func() error {
 		if got, all := flaky.states(first); len(got) != 1 {
 			return fmt.Errorf("the flaky receiver got %v; %s", got, all)
 		}

@@ -1,8 +1,10 @@
-// Package clocktest has the clock that tests inject where time decides.
+// Package clocktest has what tests need where time decides: a clock to inject,
+// and waiting for what other goroutines do.
 package clocktest
 
 import (
 	"sync"
+	"testing"
 	"time"
 )
 
@@ -28,4 +30,27 @@ func (c *Clock) Advance(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.now = c.now.Add(d)
+}
+
+// patience is how long Eventually asks: a busy machine may be slow.
+const patience = 20 * time.Second
+
+// Eventually asks until ask returns nil, and fails the test with its error when
+// it does not for too long.
+func Eventually(t testing.TB, ask func() error) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	end := time.After(patience)
+	for {
+		err := ask()
+		if err == nil {
+			return
+		}
+		select {
+		case <-end:
+			t.Fatal(err)
+		case <-tick.C:
+		}
+	}
 }

@@ -36,6 +36,9 @@ func (v *validator) fault(path, format string, args ...any) {
 // policy checks everything but the conditions.
 func (v *validator) policy(p *policyFile) {
 	v.name("policy", p.Policy)
+	if p.Policy == delegation || p.Policy == "default-deny" {
+		v.fault("policy", "%q is what the gateway's own denials are called; choose another name", p.Policy)
+	}
 	if !p.Principal.given() {
 		v.missing("principal", "is missing; write principal: 'true' for everybody")
 	}

@@ -134,22 +134,3 @@ func lives(t *testing.T, ctx context.Context) {
 		t.Fatalf("the session ended: %v", context.Cause(ctx))
 	}
 }
-
-// eventually asks until ask returns nil.
-func eventually(t *testing.T, ask func() error) {
-	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	end := time.After(20 * time.Second)
-	for {
-		err := ask()
-		if err == nil {
-			return
-		}
-		select {
-		case <-end:
-			t.Fatal(err)
-		case <-tick.C:
-		}
-	}
-}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/clocktest"
 	"chaperone.dev/chaperone/internal/store"
 	"chaperone.dev/chaperone/internal/store/storetest"
 )
@@ -121,7 +122,7 @@ func TestHTTPSessions(t *testing.T) {
 		release()
 	}
 	p.clock.Advance(5 * time.Minute)
-	eventually(t, func() error {
+	clocktest.Eventually(t, func() error {
 		if d.cause(first) != "the session is over: idle" {
 			return fmt.Errorf("closed: %q", d.cause(first))
 		}
@@ -168,7 +169,7 @@ func TestHTTPSessionsEnd(t *testing.T) {
 	if got := ends(t, ctx); got.Message != "an operator ended this session: stop" {
 		t.Fatalf("%+v", got)
 	}
-	eventually(t, func() error {
+	clocktest.Eventually(t, func() error {
 		if d.cause(id) != "an operator ended this session: stop" {
 			return fmt.Errorf("closed: %q", d.cause(id))
 		}

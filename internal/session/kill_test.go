@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/clocktest"
 	"chaperone.dev/chaperone/internal/store"
 	"chaperone.dev/chaperone/internal/store/storetest"
 )
@@ -77,7 +78,7 @@ func TestKill(t *testing.T) {
 		lives(t, other)
 		p.clock.Advance(time.Second)
 		again := opened(t, p.two, p.session("alice")) // with a new token: it is not a ban
-		eventually(t, func() error {
+		clocktest.Eventually(t, func() error {
 			if list, err := p.one.List(t.Context()); err != nil || len(list) != 2 {
 				return fmt.Errorf("%d sessions, %w", len(list), err)
 			}
@@ -106,7 +107,7 @@ func TestKillMeetsOpening(t *testing.T) {
 	p.clock.Advance(time.Second)
 	_, err := p.two.Kill(t.Context(), Selector{User: "alice@example.com"}, "", operator)
 	ok(t, err)
-	eventually(t, func() error {
+	clocktest.Eventually(t, func() error {
 		_, end, err := p.one.Open(t.Context(), accepted)
 		if err == nil {
 			end("")
@@ -183,7 +184,7 @@ func TestRevoked(t *testing.T) {
 		t.Helper()
 		_, err := p.one.Kill(t.Context(), sel, "", operator)
 		ok(t, err)
-		eventually(t, func() error {
+		clocktest.Eventually(t, func() error {
 			if !asked(who) {
 				return fmt.Errorf("%+v does not reach the other replica", sel)
 			}
@@ -315,7 +316,7 @@ func TestConcurrent(t *testing.T) {
 		}
 		done := make(chan struct{})
 		go func() { wg.Wait(); close(done) }()
-		eventually(t, func() error {
+		clocktest.Eventually(t, func() error {
 			if _, err := p.two.Kill(t.Context(), Selector{All: true}, "", operator); err != nil {
 				return err
 			}
@@ -333,7 +334,7 @@ func TestConcurrent(t *testing.T) {
 			}
 			r.mu.Unlock()
 		}
-		eventually(t, func() error {
+		clocktest.Eventually(t, func() error {
 			if list, err := p.one.List(t.Context()); err != nil || len(list) != 0 {
 				return fmt.Errorf("%d listed, %w", len(list), err)
 			}

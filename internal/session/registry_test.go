@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/clocktest"
 	"chaperone.dev/chaperone/internal/store"
 	"chaperone.dev/chaperone/internal/store/storetest"
 )
@@ -53,7 +54,7 @@ func TestOpenListClose(t *testing.T) {
 		if p.one.Check(s.ID) == nil {
 			t.Fatal("a closed session passes")
 		}
-		eventually(t, func() error {
+		clocktest.Eventually(t, func() error {
 			if list, err := p.two.List(t.Context()); err != nil || len(list) != 1 {
 				return fmt.Errorf("%d sessions, %w", len(list), err)
 			}
@@ -179,7 +180,7 @@ func TestStoreGone(t *testing.T) {
 				t.Fatalf("opened without a store: %+v", d)
 			}
 			fault.end(t, server)
-			eventually(t, func() error {
+			clocktest.Eventually(t, func() error {
 				_, end, err := p.one.Open(t.Context(), p.session("alice"))
 				if err == nil {
 					end("")
@@ -238,7 +239,7 @@ func TestDeaf(t *testing.T) {
 		t.Fatalf("after %s: %+v", time.Since(began), d)
 	}
 	s.deaf.Store(false)
-	eventually(t, func() error {
+	clocktest.Eventually(t, func() error {
 		_, end, err := p.one.Open(t.Context(), p.session("alice"))
 		if err == nil {
 			end("")
@@ -263,7 +264,7 @@ func TestKillMeetsLease(t *testing.T) {
 	if d := denialOf(t, err); d.Reason != access.SessionEnded {
 		t.Fatalf("%+v", d)
 	}
-	eventually(t, func() error { // its lease is given back
+	clocktest.Eventually(t, func() error { // its lease is given back
 		if list, err := p.one.List(t.Context()); err != nil || len(list) != 1 {
 			return fmt.Errorf("%d listed, %w", len(list), err)
 		}
@@ -297,7 +298,7 @@ func TestLeaseRenewed(t *testing.T) {
 		if list, err := p.one.List(t.Context()); err != nil || len(list) != 2 {
 			t.Fatalf("listed %v, %v", list, err)
 		}
-		eventually(t, func() error {
+		clocktest.Eventually(t, func() error {
 			list, err := p.two.List(t.Context())
 			if err != nil || len(list) != 1 || list[0].Principal.User != "alice@example.com" {
 				return fmt.Errorf("listed %v, %w", list, err)

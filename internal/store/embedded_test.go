@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"chaperone.dev/chaperone/internal/clocktest"
 )
 
 func TestEmbeddedFile(t *testing.T) {
@@ -56,7 +58,7 @@ func TestEmbeddedDiskHangs(t *testing.T) {
 	}
 	e.config.Timeout = DefaultTimeout
 	ok(t, tx.Rollback())
-	eventually(t, func() error { _, err := e.Get(t.Context(), "k"); return err }) // one of them happened after all
+	clocktest.Eventually(t, func() error { _, err := e.Get(t.Context(), "k"); return err }) // one of them happened after all
 }
 
 // Leases end with the process that held them.
@@ -117,7 +119,7 @@ func TestDeadline(t *testing.T) {
 		t.Fatalf("bounded to %s", bounded.Left())
 	}
 	monotonic := NewDeadline(clock.Now, clock.Now().Add(time.Millisecond), 0) // the clock stands still
-	eventually(t, func() error {
+	clocktest.Eventually(t, func() error {
 		if !monotonic.Passed() {
 			return errors.New("has not passed although the time went by")
 		}

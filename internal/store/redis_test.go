@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/clocktest"
 	"chaperone.dev/chaperone/internal/localserver"
 )
 
@@ -21,25 +22,6 @@ func ownRedis(t *testing.T, config RedisConfig) (*localserver.Redis, *Redis) {
 	ok(t, err)
 	t.Cleanup(func() { r.Close() })
 	return server, r
-}
-
-// eventually asks until ask returns nil.
-func eventually(t *testing.T, ask func() error) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	end := time.After(20 * time.Second)
-	for {
-		err := ask()
-		if err == nil {
-			return
-		}
-		select {
-		case <-end:
-			t.Fatal(err)
-		case <-tick.C:
-		}
-	}
 }
 
 // A server that does not answer, or has gone, is an error within the timeout;
@@ -73,11 +55,11 @@ func TestRedisGone(t *testing.T) {
 	ok(t, server.Pause())
 	refusesAll(t)
 	ok(t, server.Resume())
-	eventually(t, func() error { _, err := r.Get(t.Context(), "k"); return err })
+	clocktest.Eventually(t, func() error { _, err := r.Get(t.Context(), "k"); return err })
 	server.Kill()
 	refusesAll(t)
 	ok(t, server.Start(t.Context()))
-	eventually(t, func() error { _, err := r.Get(t.Context(), "k"); return err })
+	clocktest.Eventually(t, func() error { _, err := r.Get(t.Context(), "k"); return err })
 	if entries, err := r.Read(t.Context(), "t", 0, 10); err != nil || string(entries[0].Payload) != "kept" {
 		t.Fatalf("feed after the restart: %v, %v", entries, err)
 	}
@@ -111,7 +93,7 @@ func TestRedisLeaseEnds(t *testing.T) {
 	t.Parallel()
 	_, r := ownRedis(t, RedisConfig{})
 	ok(t, r.Acquire(t.Context(), "l", "me", nil, 50*time.Millisecond))
-	eventually(t, func() error {
+	clocktest.Eventually(t, func() error {
 		if _, err := r.Holder(t.Context(), "l"); !errors.Is(err, ErrNotFound) {
 			return fmt.Errorf("holder: %w", err)
 		}
