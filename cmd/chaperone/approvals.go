@@ -114,6 +114,7 @@ func writeSQL(w io.Writer, s *access.SQL) {
 	fmt.Fprintf(w, "writes:\t%s\n", strings.Join(s.Writes, ", "))
 	fmt.Fprintf(w, "reads:\t%s\n", strings.Join(s.Reads, ", "))
 	fmt.Fprintf(w, "has WHERE:\t%s\n", where)
+	fmt.Fprintf(w, "estimate:\t%s\n", estimateOf(s))
 	for i, v := range s.Parameters {
 		value := v.Value
 		if v.Null {
@@ -124,7 +125,16 @@ func writeSQL(w io.Writer, s *access.SQL) {
 	fmt.Fprintf(w, "text:\n%s\n", block(s.Text))
 	if s.Forward != "" && s.Forward != s.Text {
 		fmt.Fprintf(w, "as forwarded:\n%s\n", block(s.Forward))
+		fmt.Fprintf(w, "difference:\n%s\n", difference(s.Text, s.Forward))
 	}
+}
+
+// estimateOf says how much the database expects of a statement.
+func estimateOf(s *access.SQL) string {
+	if s.EstimatedRows == nil || s.EstimatedBytes == nil {
+		return "unknown"
+	}
+	return fmt.Sprintf("%d rows, %d bytes", *s.EstimatedRows, *s.EstimatedBytes)
 }
 
 func writeHTTP(w io.Writer, h *access.HTTPCall) {

@@ -303,7 +303,7 @@ func TestHeldEstimate(t *testing.T) {
 func TestReadPlans(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]*estimate{
-		`[{"Plan": {"Node Type": "Result", "Plan Rows": 2, "Plan Width": 4}}]`: {2, 8},
+		`[{"Plan": {"Node Type": "Result", "Plan Rows": 2, "Plan Width": 4}}]`:                                                                     {2, 8},
 		`[{"Plan": {"Node Type": "Result", "Plan Rows": 2, "Plan Width": 4}}, {"Plan": {"Node Type": "Result", "Plan Rows": 3, "Plan Width": 4}}]`: {5, 20},
 		`[{"Plan": {"Node Type": "ModifyTable", "Plan Rows": 0, "Plan Width": 0, "Plans": [
 			{"Parent Relationship": "InitPlan", "Plan Rows": 900, "Plan Width": 4}, {"Parent Relationship": "Outer", "Plan Rows": 7, "Plan Width": 10}]}}]`: {7, 70},
