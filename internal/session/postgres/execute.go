@@ -230,8 +230,12 @@ func (s *session) supersede(st *statement) {
 	}
 }
 
-// executed takes the end of an execution.
+// executed takes the end of an execution. What it left or took away is learnt
+// at once: names stand at the target even when the transaction fails later.
 func (s *session) executed(st step, typ byte, body []byte) {
+	if st.exec != nil && typ == 'C' {
+		s.learn(st.exec)
+	}
 	switch {
 	case st.quiet:
 	case st.exec == nil:
@@ -258,9 +262,6 @@ func (s *session) complete(e *execution, typ byte, body []byte) {
 		tag = "suspended"
 	}
 	e.portal.suspended = typ == 's'
-	if typ == 'C' {
-		s.learn(e)
-	}
 	s.out = appendFrame(s.out, typ, body)
 	s.finish(e, tag, "")
 }

@@ -142,7 +142,9 @@ func (s *session) deallocated(st *statement) {
 	st.forward = &sql.Forward{Text: text}
 }
 
-// learn notes what an execution that succeeded left or took away.
+// learn notes what an execution that the target has ended left or took away.
+// Of what a failing commit takes back, a cursor WITH HOLD, too much is kept here
+// and nothing missed: the target knows no such name then.
 func (s *session) learn(e *execution) {
 	st := e.statement
 	judged := st.judged
