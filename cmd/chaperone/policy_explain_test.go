@@ -66,6 +66,14 @@ func TestPolicyExplainByHand(t *testing.T) {
 	want(t, 2, []string{"--http is"}, ask("--http", "GET")...)
 	want(t, 2, []string{"--kind is"}, ask("--http", "GET /", "--kind", "ftp")...)
 	want(t, 1, []string{"catalog:"}, ask("--sql", "select 1", "--catalog", filepath.Join(dir, "desk.yaml"))...)
+
+	sized := folder(t, "sized.yaml", strings.Replace(deskPolicy, "sql.read_only", "sql.estimated_rows < 10 && sql.estimated_bytes < 100", 1))
+	size := func(more ...string) []string {
+		return append([]string{"policy", "explain", sized, "--user", "ada", "--group", "agents", "--resource", "it", "--kind", "postgres", "--sql", "select id from orders", "--catalog", names}, more...)
+	}
+	want(t, 0, []string{"allow by desk/read"}, size("--estimated-rows", "0", "--estimated-bytes", "40")...)
+	want(t, 0, []string{"false   sql.estimated_rows < 10", "true    sql.estimated_bytes < 100"}, size("--estimated-rows", "10", "--estimated-bytes", "40")...)
+	want(t, 0, []string{"unknown sql.estimated_rows < 10"}, size()...)
 }
 
 // Without a configuration a token's claims are taken as they stand, and that is

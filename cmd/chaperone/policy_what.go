@@ -24,6 +24,7 @@ type actionFlags struct {
 	resource, kind string
 	labels         map[string]string
 	sql, catalog   string
+	rows, bytes    int64 // what the database would estimate; below 0 is not known
 	http, body     string
 	headers        map[string]string
 }
@@ -35,6 +36,8 @@ func (a *actionFlags) flags(c *cobra.Command) {
 	f.StringToStringVar(&a.labels, "label", nil, "a label of the resource (env=prod), when no configuration says them; may be repeated")
 	f.StringVar(&a.sql, "sql", "", "a statement")
 	f.StringVar(&a.catalog, "catalog", "", "file with the names of the database as JSON, for --sql")
+	f.Int64Var(&a.rows, "estimated-rows", -1, "what the database would estimate, for --sql; -1 is not known")
+	f.Int64Var(&a.bytes, "estimated-bytes", -1, "what the database would estimate, for --sql; -1 is not known")
 	f.StringVar(&a.http, "http", "", `a call: "METHOD /path?query"`)
 	f.StringToStringVar(&a.headers, "header", nil, "a header of the call (name=value); may be repeated")
 	f.StringVar(&a.body, "body", "", "file with the body of the call")
@@ -56,7 +59,9 @@ func (a *actionFlags) change(ctx context.Context, cfg *config.Config, req *acces
 	switch {
 	case a.sql != "":
 		req.Action = access.Action{}
-		req.Action.SQL, notes, err = a.statement(ctx)
+		if req.Action.SQL, notes, err = a.statement(ctx); err == nil {
+			a.estimate(req.Action.SQL)
+		}
 	case a.http != "":
 		req.Action = access.Action{}
 		req.Action.HTTP, err = a.call()
@@ -65,6 +70,16 @@ func (a *actionFlags) change(ctx context.Context, cfg *config.Config, req *acces
 		err = fmt.Errorf("%w: --resource is needed", errUsage)
 	}
 	return notes, err
+}
+
+// estimate sets what is known of the statement's size.
+func (a *actionFlags) estimate(s *access.SQL) {
+	if a.rows >= 0 {
+		s.EstimatedRows = &a.rows
+	}
+	if a.bytes >= 0 {
+		s.EstimatedBytes = &a.bytes
+	}
 }
 
 func (a *actionFlags) locate(cfg *config.Config, r *access.Resource) error {

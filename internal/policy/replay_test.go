@@ -29,6 +29,30 @@ func recorded(t testing.TB, req access.Request, d access.Decision) access.Event 
 	return ev
 }
 
+// An estimate is recorded with the decision, so that another threshold is tried
+// on what was seen; 0 is an estimate, and none is none.
+func TestReplayHasEstimates(t *testing.T) {
+	t.Parallel()
+	below := func(n int) *Set {
+		return mustLoad(t, "p.yaml", everybody(fmt.Sprintf("  - {name: small, when: 'sql.estimated_rows < %d', effect: allow}\n", n)))
+	}
+	same, other := NewReplay(below(1000)), NewReplay(below(100))
+	zero, some := int64(0), int64(500)
+	for i, rows := range []*int64{&zero, &some, nil} {
+		req := sqlRequest(access.SQL{Command: "SELECT", EstimatedRows: rows})
+		req.ID = fmt.Sprint("req_", i)
+		e := recorded(t, req, below(1000).Decide(req, monday()))
+		same.Add(e)
+		other.Add(e)
+	}
+	if r := same.Report(); r.Decisions != 3 || r.Flipped != 0 {
+		t.Errorf("the same: %+v", r)
+	}
+	if r := other.Report(); r.Decisions != 3 || r.Flipped != 1 {
+		t.Errorf("another threshold: %+v", r)
+	}
+}
+
 // Whatever a set has decided, it decides again from what was recorded, at the
 // time that it was decided.
 func TestReplayOfTheSamePolicyFlipsNothing(t *testing.T) {
