@@ -98,9 +98,17 @@ func (b *builder) postgres(res config.Resource) (postgres.Resource, error) {
 	if err != nil {
 		return postgres.Resource{}, err
 	}
+	out, err := postgresTarget(res)
+	out.Analyzer = analyzer
+	return out, err
+}
+
+// postgresTarget is how a database is reached.
+func postgresTarget(res config.Resource) (postgres.Resource, error) {
+	p := res.Postgres
 	password := p.Credential.Password.Secret()
 	out := postgres.Resource{
-		Access: res.Access(), Address: res.Address, Database: p.Database, User: p.Credential.User, Unwalled: p.Unwalled, Analyzer: analyzer,
+		Access: res.Access(), Address: res.Address, Database: p.Database, User: p.Credential.User, Unwalled: p.Unwalled,
 		Password: func(context.Context) (access.Secret, error) { return password, nil },
 	}
 	if p.TLS.Mode != "disable" {

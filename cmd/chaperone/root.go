@@ -26,7 +26,7 @@ this program decides, holds, masks, injects and records.`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.AddCommand(
-		runCommand(), serveCommand(), bootstrapCommand(), checkCommand(),
+		runCommand(), serveCommand(), bootstrapCommand(), checkCommand(), doctorCommand(),
 		tokenCommand(), envCommand(), execCommand(), approvalsCommand(), sessionsCommand(), evidenceCommand(), policyCommand(),
 		schemaCommand(), demoCommand(),
 	)

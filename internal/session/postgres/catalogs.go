@@ -11,7 +11,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/sql/catalog"
 )
 
@@ -28,7 +27,8 @@ const (
 // its grants. It is immutable; two views differ only when their contents do.
 type view struct {
 	snapshot *catalog.Snapshot
-	powers   string // attributes that no wall withstands, comma separated
+	powers   string   // attributes that no wall withstands, comma separated
+	owned    []uint32 // relations whose grants the role can change, ascending
 }
 
 // catalogs keeps one side connection per target, role and search_path, shared
@@ -149,7 +149,8 @@ func (u *catalogUse) view(ctx context.Context, fresh bool) (*view, error) {
 	if err != nil {
 		return nil, fmt.Errorf("catalog of %s: %w", u.resource.Access.Name, err)
 	}
-	if old := entry.view; old == nil || old.snapshot.Version() != loaded.snapshot.Version() || old.powers != loaded.powers {
+	if old := entry.view; old == nil || old.snapshot.Version() != loaded.snapshot.Version() || old.powers != loaded.powers ||
+		!slices.Equal(old.owned, loaded.owned) {
 		entry.view = loaded
 	}
 	entry.checked = now
@@ -179,6 +180,10 @@ func (e *catalogEntry) load(ctx context.Context, r Resource) (*view, error) {
 		e.disconnect()
 		return nil, fmt.Errorf("attributes of the role: %w", err)
 	}
+	if err := e.conn.QueryRow(ctx, ownedQuery).Scan(&loaded.owned); err != nil {
+		e.disconnect()
+		return nil, fmt.Errorf("what the role owns: %w", err)
+	}
 	return loaded, nil
 }
 
@@ -190,93 +195,4 @@ func (e *catalogEntry) disconnect() {
 	defer cancel()
 	e.conn.Close(ctx)
 	e.conn = nil
-}
-
-// powersQuery lists what lets a role around privileges on columns and rows.
-const powersQuery = `
-SELECT pg_catalog.concat_ws(', ',
-	CASE WHEN r.rolsuper THEN 'SUPERUSER' END,
-	CASE WHEN r.rolbypassrls THEN 'BYPASSRLS' END,
-	CASE WHEN r.rolcreaterole THEN 'CREATEROLE' END,
-	CASE WHEN r.rolreplication THEN 'REPLICATION' END,
-	(SELECT pg_catalog.string_agg(p.rolname::pg_catalog.text, ', ' ORDER BY p.rolname)
-	   FROM pg_catalog.pg_roles p
-	  WHERE p.rolname OPERATOR(pg_catalog.=) ANY ('{pg_read_server_files,pg_write_server_files,pg_execute_server_program}'::pg_catalog.name[])
-	    AND pg_catalog.pg_has_role(r.oid, p.oid, 'MEMBER')))
-  FROM pg_catalog.pg_roles r
- WHERE r.rolname OPERATOR(pg_catalog.=) current_user`
-
-// hasColumnMask reports whether any mask hides a column.
-func hasColumnMask(masks []access.Mask) bool {
-	for _, m := range masks {
-		if m.Column != "" {
-			return true
-		}
-	}
-	return false
-}
-
-// wall checks the database's own wall: the injected role must not be able to
-// read what is masked, so that a mistake above it is a permission error and not
-// a leak. Columns that some rule masks in part are left out, for that needs the
-// privilege.
-func (s *session) wall(v *view, masks []access.Mask) *refusal {
-	if s.resource.Unwalled {
-		return nil
-	}
-	var faults []string
-	if v.powers != "" {
-		faults = append(faults, "the role has "+v.powers)
-	}
-	partial := map[string]bool{}
-	for _, m := range masks {
-		if m.With == access.Partial {
-			partial[m.Column] = true
-		}
-	}
-	for _, m := range masks {
-		if m.Column != "" && !partial[m.Column] && readable(v.snapshot, m.Column) {
-			faults = append(faults, "the role may SELECT "+m.Column)
-		}
-	}
-	if len(faults) == 0 {
-		return nil
-	}
-	r := s.unavailable("the database role behind " + s.resource.Access.Name + " may read more than its policies show")
-	r.denial.Hint = "an operator can run chaperone doctor --grants and apply what it prints, or set unwalled: true on the resource"
-	r.cause = strings.Join(faults, "; ")
-	return r
-}
-
-// readable reports whether the role may select schema.table.column, or the same
-// column of a table that inherits from it.
-func readable(snapshot *catalog.Snapshot, qualified string) bool {
-	for i := range qualified {
-		for j := i + 1; j < len(qualified); j++ {
-			if qualified[i] != '.' || qualified[j] != '.' {
-				continue
-			}
-			r := snapshot.Relation(qualified[:i], qualified[i+1:j])
-			if r != nil && readableBelow(snapshot, r, qualified[j+1:], map[uint32]bool{}) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-func readableBelow(snapshot *catalog.Snapshot, r *catalog.Relation, column string, seen map[uint32]bool) bool {
-	if seen[r.OID] {
-		return false
-	}
-	seen[r.OID] = true
-	if c := r.Column(column); c != nil && c.CanSelect {
-		return true
-	}
-	for _, oid := range snapshot.Children(r.OID) {
-		if child := snapshot.RelationByOID(oid); child != nil && readableBelow(snapshot, child, column, seen) {
-			return true
-		}
-	}
-	return false
 }
