@@ -33,6 +33,10 @@ rules:
     when: 'sql.command == "UPDATE" && sql.has_where'
     effect: allow
     limits: {per_hour: {rows_changed: 4}}
+  - name: remove
+    when: 'sql.command == "DELETE" && sql.has_where'
+    effect: allow
+    limits: {rows_changed: 10}
 `
 
 const limitedHTTP = `
@@ -61,9 +65,15 @@ func TestLimits(t *testing.T) {
 		<-time.After(left) // what is counted by the hour must not begin anew under way
 	}
 	s := own(t, demo.Options{Policies: map[string]string{"orders.yaml": limited, "billing.yaml": limitedHTTP}})
+	straight(t, s, "-c", `create table parents (id int primary key);
+create table children (id int primary key, parent int references parents on delete cascade);
+insert into parents values (1), (2), (3); insert into children select i, 1 from generate_series(1, 500) i;
+insert into children select 500 + i, 2 from generate_series(1, 9) i; insert into children select 600 + i, 3 from generate_series(1, 10) i;
+grant select, delete on parents, children to chaperone_app`)
 	tok := token(t, s, demo.Ada)
 	t.Run("rows read", func(t *testing.T) { rowsRead(t, s, tok) })
 	t.Run("rows changed", func(t *testing.T) { rowsChanged(t, s, tok) })
+	t.Run("rows changed by a cascade", func(t *testing.T) { rowsCascaded(t, s, tok) })
 	t.Run("statements of a session", func(t *testing.T) { sessionStatements(t, s, tok) })
 	t.Run("requests at once", func(t *testing.T) { requestsAtOnce(t, s, tok) })
 	t.Run("bytes", func(t *testing.T) { bytesRead(t, s, tok) })
@@ -106,6 +116,26 @@ func rowsChanged(t *testing.T, s *demo.Site, tok string) {
 		}
 		if n := value(t, s, marked); n != c.count {
 			t.Errorf("%s: %s rows are changed, want %s", c.ids, n, c.count)
+		}
+	}
+}
+
+// A DELETE of one row takes 500 with it: its tag says 1.
+func rowsCascaded(t *testing.T, s *demo.Site, tok string) {
+	if got := straight(t, s, "-c", "begin; delete from parents where id = 1; select count(*) from children; rollback"); !strings.Contains(got, "DELETE 1\n19\n") {
+		t.Fatalf("the control: %s", got)
+	}
+	for _, c := range []struct{ id, want, left string }{
+		{"1", "the statement changes 501 rows with those that follow from it, more than 10", "3 519"},
+		{"3", "the statement changes 11 rows with those that follow from it, more than 10", "3 519"},
+		{"2", "DELETE 1\n", "2 510"}, // ten rows in all
+	} {
+		got := psql(t, s, tok, "-c", "delete from parents where id = "+c.id)
+		if !strings.Contains(got, c.want) {
+			t.Errorf("%s: %s", c.id, got)
+		}
+		if n := value(t, s, "select concat((select count(*) from parents), ' ', (select count(*) from children))"); n != c.left {
+			t.Errorf("%s: %s are left, want %s", c.id, n, c.left)
 		}
 	}
 }
