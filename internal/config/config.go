@@ -43,6 +43,8 @@ type Listen struct {
 	HTTPS    string `yaml:"https" doc:"host:port of the HTTPS listener"`
 	Postgres string `yaml:"postgres" doc:"host:port of the PostgreSQL listener; empty for none"`
 	TLS      TLS    `yaml:"tls" doc:"the gateway's certificate"`
+
+	WaitingPerAddress *int `yaml:"waiting_per_address" doc:"PostgreSQL connections of one client address that may wait to authenticate, 1 to 256; default 32"`
 }
 
 // TLS is a certificate with its key.

@@ -106,6 +106,13 @@ func (v *validation) listen(l *Listen) {
 	if l.Postgres != "" {
 		v.listenAddress("listen.postgres", l.Postgres)
 	}
+	if l.WaitingPerAddress == nil {
+		l.WaitingPerAddress = new(int)
+		*l.WaitingPerAddress = 32
+	}
+	if n := *l.WaitingPerAddress; n < 1 || n > 256 {
+		v.fault("listen.waiting_per_address", "must be from 1 to 256")
+	}
 	v.secret("listen.tls.cert", &l.TLS.Cert, true)
 	v.secret("listen.tls.key", &l.TLS.Key, true)
 	if !l.TLS.Cert.Secret().Empty() && !l.TLS.Key.Secret().Empty() {

@@ -34,10 +34,13 @@ type Config struct {
 	StartupTimeout time.Duration
 	// DialTimeout bounds reaching and preparing the target. Default 10 s.
 	DialTimeout time.Duration
-	// MaxUnauthenticated bounds connections that have not authenticated, and
-	// MaxSessions those that have. Defaults 256 and 1000.
-	MaxUnauthenticated int
-	MaxSessions        int
+	// MaxUnauthenticated bounds connections that have not authenticated,
+	// MaxWaitingPerSource those of them from one address as Envoy saw it (of an
+	// IPv6 address its /64), and MaxSessions those that have. Defaults 256, 32
+	// and 1000.
+	MaxUnauthenticated  int
+	MaxWaitingPerSource int
+	MaxSessions         int
 	// MaxMessage bounds one message of a client, MaxRow one row of a result,
 	// in bytes. Defaults 1 MiB and 16 MiB.
 	MaxMessage int
@@ -52,6 +55,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.StartupTimeout, 10*time.Second)
 	setDefault(&c.DialTimeout, 10*time.Second)
 	setDefault(&c.MaxUnauthenticated, 256)
+	setDefault(&c.MaxWaitingPerSource, 32)
 	setDefault(&c.MaxSessions, 1000)
 	setDefault(&c.MaxMessage, 1<<20)
 	setDefault(&c.MaxRow, 16<<20)
@@ -174,6 +178,7 @@ type Service struct {
 	catalogs *catalogs
 	keys     *cancelKeys
 	pending  chan struct{} // unauthenticated connections
+	sources  *sources      // the same by where they come from
 	live     chan struct{} // sessions
 }
 
@@ -211,6 +216,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	}
 	return &Service{
 		cfg: cfg, deps: deps, metrics: m, catalogs: newCatalogs(deps.Clock), keys: newCancelKeys(cfg.MaxSessions),
+		sources: newSources(cfg.MaxWaitingPerSource),
 		pending: make(chan struct{}, cfg.MaxUnauthenticated), live: make(chan struct{}, cfg.MaxSessions),
 	}, nil
 }
@@ -298,7 +304,19 @@ func (s *Service) accept(ctx context.Context, conn net.Conn) {
 		s.deps.Log.Warn("postgres connection closed: no PROXY v2 header", "error", err)
 		return
 	}
-	c := &connection{Service: s, conn: proxied, source: header.SourceAddr, authenticated: authenticated, unwatch: stop}
+	leave, ok := s.sources.enter(header.SourceAddr)
+	if !ok {
+		s.metrics.refused.WithLabelValues("crowded-source").Inc()
+		s.deps.Log.Warn("postgres connection closed: too many from its address have not authenticated",
+			"client", header.SourceAddr, "bound", s.cfg.MaxWaitingPerSource)
+		return
+	}
+	defer leave()
+	c := &connection{Service: s, conn: proxied, source: header.SourceAddr, unwatch: stop}
+	c.authenticated = func() {
+		leave()
+		authenticated()
+	}
 	c.tlvs, _ = header.TLVs()
 	c.serve(ctx)
 }

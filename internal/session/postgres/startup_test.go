@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/pires/go-proxyproto"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"chaperone.dev/chaperone/internal/access"
 )
@@ -365,6 +366,59 @@ func TestUnauthenticatedAreBounded(t *testing.T) {
 		}
 	}
 	g.wire(t)
+}
+
+// Attack: one address takes all its places. Twins: another address, and the same
+// one when a place is free again; the authenticated need none.
+func TestUnauthenticatedAreBoundedBySource(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	g := start(t, "18", func(_ *gateway, c *Config, d *Deps) { c.MaxWaitingPerSource, d.Metric = 2, registry })
+	for range 3 {
+		g.wire(t) // authenticated sessions stay open and count no more
+	}
+	closed := func(conn net.Conn) bool {
+		conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		_, err := conn.Read(make([]byte, 1))
+		return !isTimeout(err)
+	}
+	dial := func(ip string) net.Conn {
+		conn, err := g.dialSocket(&net.TCPAddr{IP: net.ParseIP(ip), Port: 999})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	for _, c := range []struct{ crowd, same, other string }{
+		{"10.9.9.9", "10.9.9.9", "10.9.9.10"},
+		{"2001:db8::1", "2001:db8::ffff", "2001:db8:0:1::1"},
+	} {
+		counted := func(n int) func() bool {
+			return func() bool {
+				g.sources.mu.Lock()
+				defer g.sources.mu.Unlock()
+				return g.sources.waiting[sourceOf(&net.TCPAddr{IP: net.ParseIP(c.crowd)})] == n
+			}
+		}
+		first, second := dial(c.crowd), dial(c.crowd)
+		eventually(t, "both are counted", counted(2))
+		if !closed(dial(c.same)) {
+			t.Errorf("%s: one too many was let in", c.crowd)
+		}
+		if closed(first) || closed(second) || closed(dial(c.other)) {
+			t.Errorf("%s: another connection was closed", c.crowd)
+		}
+		first.Close()
+		eventually(t, "a place is free again", counted(1))
+		if closed(dial(c.same)) {
+			t.Errorf("%s: the free place is not given", c.crowd)
+		}
+	}
+	families, err := registry.Gather()
+	if err != nil || !strings.Contains(fmt.Sprint(families), "crowded-source") {
+		t.Errorf("no metric tells: %v %v", families, err)
+	}
 }
 
 func isTimeout(err error) bool {
