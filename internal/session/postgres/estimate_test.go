@@ -171,40 +171,45 @@ func TestEstimatesOnDemand(t *testing.T) {
 }
 
 // Planning computes IMMUTABLE functions: one that nobody vouches for must not
-// be. The control shows that plain EXPLAIN runs it.
+// be. The control shows that plain EXPLAIN runs it, in a read-only transaction
+// too.
 func TestEstimateRunsNoFunction(t *testing.T) {
 	t.Parallel()
 	g := estimating(t, "18")
-	g.exec(t, `CREATE SEQUENCE IF NOT EXISTS planned; GRANT ALL ON SEQUENCE planned TO app; SELECT pg_catalog.nextval('planned');
-		CREATE OR REPLACE FUNCTION innocent() RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_catalog.nextval('planned'); RETURN 1; END $$`)
-	value := func() string { return g.straight(t, "select last_value::text from planned") }
+	g.exec(t, `CREATE OR REPLACE FUNCTION innocent() RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RAISE LOG 'planned-% ran', 'innocent'; RETURN 1; END $$;
+		CREATE OR REPLACE VIEW innocents AS SELECT id FROM orders WHERE id = innocent(); GRANT SELECT ON innocents TO app`)
+	ran := func() int { return strings.Count(g.pg.Log(), "planned-innocent ran") }
 	conn := g.connectPlain(t, pgx.QueryExecModeSimpleProtocol)
 	g.policy.set(func(access.Request) access.Decision {
 		return access.Decision{Effect: access.Deny, Reason: access.NoRule, Message: "no", Revision: "r1"}
 	})
-	for _, text := range []string{"select innocent()", "select id from orders where id = innocent()", "update orders set id = innocent() where false"} {
+	for _, text := range []string{
+		"select innocent()", "select id from orders where id = innocent()", "update orders set id = innocent() where false", "select id from innocents",
+	} {
 		conn.Exec(t.Context(), text)
 		if got := g.policy.seen(t, text); got.EstimatedRows != nil || len(got.Unknown) == 0 {
 			t.Errorf("%s: rows %v, unknown %q", text, show(got.EstimatedRows), got.Unknown)
 		}
 	}
-	if value() != "1" {
-		t.Errorf("it ran: the sequence is at %s", value())
+	if n := ran(); n != 0 {
+		t.Errorf("it ran %d times", n)
 	}
 	conn.Exec(t.Context(), "select length('abc')")
 	if got := g.policy.seen(t, "select length('abc')"); show(got.EstimatedRows) != int64(1) {
 		t.Errorf("twin: rows %v", show(got.EstimatedRows))
 	}
-	if err := g.pg.Exec(t.Context(), "orders", "EXPLAIN SELECT innocent()"); err != nil || value() != "2" {
-		t.Errorf("control: %v, the sequence is at %s", err, value())
+	if err := g.pg.Exec(t.Context(), "orders", "BEGIN READ ONLY; EXPLAIN SELECT innocent(); ROLLBACK"); err != nil {
+		t.Fatal(err)
 	}
+	eventually(t, "control: it ran", func() bool { return ran() > 0 })
 }
 
 // The estimate is that of the text that is forwarded: the true column is not
-// there, and its statistics tell nothing.
+// there, and its statistics tell nothing, though the role may read it.
 func TestEstimateOfMasked(t *testing.T) {
 	t.Parallel()
 	g := estimating(t, "18")
+	g.setResource("orders", func(r *Resource) { r.User, r.Unwalled = "nosy", true })
 	ssn := access.Mask{Column: "public.customers.ssn"}
 	g.policy.setMasks(ssn)
 	g.policy.set(func(access.Request) access.Decision { return allowed(access.Obligations{Masks: []access.Mask{ssn}}) })
@@ -225,8 +230,9 @@ func TestEstimateOfMasked(t *testing.T) {
 	}
 
 	t.Run("masks that the estimate changes", func(t *testing.T) {
-		g.policy.set(func(r access.Request) access.Decision {
-			if r.Action.SQL.EstimatedRows != nil {
+		calls := 0
+		g.policy.set(func(access.Request) access.Decision {
+			if calls++; calls%2 == 1 {
 				return allowed(access.Obligations{})
 			}
 			return allowed(access.Obligations{Masks: []access.Mask{ssn}})
