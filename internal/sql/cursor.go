@@ -3,6 +3,7 @@ package sql
 import (
 	"context"
 	"strconv"
+	"strings"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
 
@@ -101,7 +102,7 @@ func (a *Analyzer) judgeExecute(text string, cat *catalog.Snapshot, e *pg.Execut
 	for _, n := range e.GetParams() {
 		value, ok := b.constantArgument(n)
 		if !ok {
-			b.unhandled(-1, "EXECUTE with an argument that is not a constant", "Write the value itself.")
+			b.unhandled(-1, "EXECUTE with an argument that is not a constant, or is cast to a type that may change it,", "Write the value itself.")
 			break
 		}
 		st.Arguments = append(st.Arguments, value)
@@ -116,14 +117,52 @@ func (a *Analyzer) judgeExecute(text string, cat *catalog.Snapshot, e *pg.Execut
 	return st
 }
 
-// constantArgument is a constant, cast or not, as a bound value.
+// constantArgument is a constant as a bound value. It may have a cast that says
+// how it is read, but none that makes another value of it: '99'::char(1)::int
+// would be decided as 99 and run as 9.
 func (b *binder) constantArgument(n *pg.Node) (access.BoundParameter, bool) {
 	if cast := n.GetTypeCast(); cast != nil {
 		b.casts = true
 		b.typeName(cast.GetTypeName())
-		return b.constantArgument(cast.GetArg())
+		n = cast.GetArg()
+		if !keepsValue(n.GetAConst(), cast.GetTypeName()) {
+			return access.BoundParameter{}, false
+		}
 	}
-	c := n.GetAConst()
+	return constantValue(n.GetAConst())
+}
+
+// Types whose values are what a constant of each kind says. Of those that cut,
+// such as "char" and name, or round, none is here.
+const (
+	typesOfInteger = " int4 int8 numeric text "
+	typesOfDecimal = " numeric text "
+	typesOfString  = " bool int2 int4 int8 numeric float8 text varchar bytea uuid date time timetz timestamp timestamptz interval json jsonb inet cidr oid "
+)
+
+// keepsValue reports whether a cast leaves a constant the value that it shows.
+func keepsValue(c *pg.A_Const, t *pg.TypeName) bool {
+	names, ok := stringsOf(t.GetNames())
+	if c == nil || !ok || len(names) == 0 || len(t.GetTypmods()) > 0 || len(t.GetArrayBounds()) > 0 || t.GetSetof() || t.GetPctType() {
+		return false
+	}
+	name := " " + names[len(names)-1] + " "
+	switch {
+	case c.GetIsnull():
+		return true
+	case c.GetBoolval() != nil:
+		return name == " bool "
+	case c.GetIval() != nil:
+		return strings.Contains(typesOfInteger, name)
+	case c.GetFval() != nil:
+		return strings.Contains(typesOfDecimal, name)
+	case c.GetSval() != nil:
+		return strings.Contains(typesOfString, name)
+	}
+	return false
+}
+
+func constantValue(c *pg.A_Const) (access.BoundParameter, bool) {
 	switch {
 	case c == nil:
 		return access.BoundParameter{}, false

@@ -55,3 +55,47 @@ func TestNamesOutliveAFailedCommit(t *testing.T) {
 		})
 	}
 }
+
+// The values of EXECUTE are decided and shown to reviewers as constants, so no
+// cast may make others of them.
+func TestExecuteRunsTheValuesThatAreShown(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"16", "18"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			g := judged(t, version)
+			prepared := scene{{"prepare p (int) as select id from orders where id = $1", ok("PREPARE")}}
+			straight, w := g.straightWire(t), g.wire(t)
+			prepared.play(t, straight)
+			prepared.play(t, w)
+			for _, c := range []struct{ value, runs string }{
+				{"'99'::char(1)::int", "9"},
+				{"'99'::char::int", "9"},
+				{"'99'::varchar(1)::int", "9"},
+				{"b'11'::bit(1)::int", "1"},
+				{"98.6::int", "99"},
+				{"'98.6'::numeric::int", "99"},
+				{"'98.6'::numeric(2,0)", "99"},
+				{"cast(cast('99' as \"char\") as text)::int", "9"},
+				{"'00:01'::interval::text::char(2)::int", "0"},
+				{"true::int", "1"},
+			} {
+				text := "execute p (" + c.value + ")"
+				want := ok("columns id", "row "+c.runs, "SELECT 1")
+				if c.runs == "0" {
+					want = ok("columns id", "SELECT 0")
+				}
+				scene{{text, want}}.play(t, straight)
+				scene{{text, ok("ERROR 0A000")}}.play(t, w)
+			}
+			for _, value := range []string{"99", "'99'", "99::int", "int '99'", "'99'::pg_catalog.int8", "99::numeric", "cast('99' as bigint)"} {
+				scene{{"execute p (" + value + ")", ok("columns id", "row 99", "SELECT 1")}}.play(t, w)
+			}
+			scene{
+				{"execute p (null::int)", ok("columns id", "SELECT 0")},
+				{"prepare b (bool, text) as select $1 as b, $2 as t", ok("PREPARE")},
+				{"execute b (true, 'x'::text)", ok("columns b,t", "row t,x", "SELECT 1")},
+			}.play(t, w)
+		})
+	}
+}
