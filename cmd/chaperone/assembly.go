@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"fmt"
 	"log/slog"
 	"net"
@@ -82,12 +83,23 @@ func (b *builder) build() (*revision, error) {
 }
 
 // credentialForms are what of a credential no response may show: the header's
-// value, and what follows a scheme such as Bearer or Basic.
+// value, what follows a scheme such as Bearer or Basic, and of Basic what is in
+// it, for a target that has read it may tell the password as it is.
 func credentialForms(value access.Secret) []string {
 	whole := value.Reveal()
 	forms := []string{whole}
-	if _, rest, ok := strings.Cut(whole, " "); ok {
-		forms = append(forms, strings.TrimSpace(rest))
+	scheme, rest, ok := strings.Cut(whole, " ")
+	if !ok {
+		return forms
+	}
+	rest = strings.TrimSpace(rest)
+	forms = append(forms, rest)
+	if !strings.EqualFold(scheme, "Basic") {
+		return forms
+	}
+	if pair, err := base64.StdEncoding.DecodeString(rest); err == nil {
+		_, password, _ := strings.Cut(string(pair), ":")
+		forms = append(forms, string(pair), password)
 	}
 	return forms
 }
