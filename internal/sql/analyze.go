@@ -125,6 +125,9 @@ func unite(a, b []string) []string {
 }
 
 func (a *Analyzer) judgeOne(ctx context.Context, text string, cat *catalog.Snapshot, parsed *parser.Result, node *pg.Node) (*Statement, error) {
+	if st := judgeUnlock(text, cat, node.GetSelectStmt()); st != nil {
+		return st, nil
+	}
 	switch s := node.GetNode().(type) {
 	case *pg.Node_SelectStmt, *pg.Node_InsertStmt, *pg.Node_UpdateStmt, *pg.Node_DeleteStmt:
 		return a.judgeQuery(ctx, text, cat, parsed, node)
@@ -148,6 +151,10 @@ func (a *Analyzer) judgeOne(ctx context.Context, text string, cat *catalog.Snaps
 		return judgeDeallocate(text, cat, s.DeallocateStmt), nil
 	case *pg.Node_CopyStmt:
 		return a.judgeCopy(ctx, text, cat, parsed, s.CopyStmt)
+	case *pg.Node_DiscardStmt:
+		return judgeDiscard(text, cat, s.DiscardStmt), nil
+	case *pg.Node_UnlistenStmt:
+		return sessionStatement(text, cat, KindReset, "UNLISTEN"), nil
 	case *pg.Node_VariableShowStmt:
 		return judgeShow(text, cat, s.VariableShowStmt), nil
 	}

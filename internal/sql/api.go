@@ -45,6 +45,8 @@ const (
 	KindDeallocate              // DEALLOCATE
 	KindCopyOut                 // COPY … TO STDOUT
 	KindCopyIn                  // COPY … FROM STDIN
+	KindReset                   // RESET ALL, UNLISTEN and the like: lets go of what the session holds
+	KindDiscard                 // DISCARD ALL: the session does what it does, but for what the gateway owns
 )
 
 // A Statement is one message of SQL as the judge understood it. It is
@@ -59,6 +61,9 @@ type Statement struct {
 	Refusal     *Refusal
 	Transaction TransactionCommand
 	Setting     *Setting
+	// Instead, when it is not empty, is forwarded in place of Text: it has the
+	// same effect and answer without touching what the gateway owns.
+	Instead     string
 	Parameters  int  // the highest $n
 	ReturnsRows bool // a SELECT, or a change with RETURNING
 	// Name is the cursor of KindDeclare, KindFetch and KindClose and the prepared

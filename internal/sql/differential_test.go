@@ -325,7 +325,7 @@ var remembered = map[Kind]string{KindPrepare: "session prepared", KindDeallocate
 
 // sessions runs what was judged read-only and changes the session: it must
 // change nothing but the one setting that it names, the transaction, or the
-// statement or cursor that it names.
+// statement or cursor that it names; what lets go of all may change the session.
 func (r *differentialRun) sessions(t *testing.T) {
 	t.Helper()
 	done := map[string]bool{}
@@ -351,7 +351,8 @@ func (r *differentialRun) sessions(t *testing.T) {
 		for _, changed := range before.differences(now) {
 			name, _, _ := strings.Cut(changed, ":")
 			characteristics := st.Kind == KindTransaction || st.Action.Command == "SET SESSION CHARACTERISTICS"
-			if name == remembered[st.Kind] || characteristics && strings.HasPrefix(name, "session setting default_transaction_") {
+			lets := (st.Kind == KindReset || st.Kind == KindDiscard) && strings.HasPrefix(name, "session ")
+			if lets || name == remembered[st.Kind] || characteristics && strings.HasPrefix(name, "session setting default_transaction_") {
 				r.reconnect(t)
 				continue
 			}

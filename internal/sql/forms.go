@@ -113,22 +113,20 @@ var boundEnums = map[protoreflect.Name]string{
 }
 
 // statements are judged by code of their own (setting.go, cursor.go, copy.go).
-const statements = "ClosePortalStmt CopyStmt DeallocateStmt DeclareCursorStmt ExecuteStmt ExplainStmt FetchStmt PrepareStmt " +
-	"TransactionStmt VariableSetStmt VariableShowStmt"
+const statements = "ClosePortalStmt CopyStmt DeallocateStmt DeclareCursorStmt DiscardStmt ExecuteStmt ExplainStmt FetchStmt PrepareStmt " +
+	"TransactionStmt UnlistenStmt VariableSetStmt VariableShowStmt"
 
 // refusedForms are refused by name; the text says how people call them.
 var refusedForms = map[protoreflect.Name]string{
 	// statements
 	"CallStmt":           "CALL",
 	"CreateTableAsStmt":  "CREATE TABLE AS",
-	"DiscardStmt":        "DISCARD",
 	"DoStmt":             "DO",
 	"ListenStmt":         "LISTEN",
 	"LoadStmt":           "LOAD",
 	"LockStmt":           "LOCK",
 	"MergeStmt":          "MERGE",
 	"NotifyStmt":         "NOTIFY",
-	"UnlistenStmt":       "UNLISTEN",
 	"ConstraintsSetStmt": "SET CONSTRAINTS",
 	"CheckPointStmt":     "CHECKPOINT",
 	"VacuumStmt":         "VACUUM and ANALYZE",

@@ -87,7 +87,7 @@ func TestEveryNodeAndValueIsListedOrRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		name := f.Message().Name()
-		if st.Action.ReadOnly && !slices.Contains([]protoreflect.Name{"SelectStmt", "TransactionStmt", "VariableSetStmt", "VariableShowStmt", "ClosePortalStmt", "DeallocateStmt"}, name) {
+		if st.Action.ReadOnly && !slices.Contains([]protoreflect.Name{"SelectStmt", "TransactionStmt", "VariableSetStmt", "VariableShowStmt", "ClosePortalStmt", "DeallocateStmt", "UnlistenStmt"}, name) {
 			t.Errorf("%s by itself is read-only", name)
 		}
 		if st.Refusal == nil && g.forms[name] != formBound && g.forms[name] != formStatement && !st.Action.DDL && st.Kind == KindRefused {

@@ -172,6 +172,8 @@ func TestUnknownIsNotReadOnly(t *testing.T) {
 		{"ts_stat", "select * from ts_stat('select ssn from customers') as x(a)", "ts_stat"},
 		{"large object", "select lo_unlink(1)", "lo_unlink"},
 		{"advisory lock", "select pg_advisory_lock(1)", "pg_advisory_lock"},
+		{"unlock and more", "select pg_advisory_unlock_all(), 1", "pg_advisory_unlock_all"},
+		{"unlock by another", "select x.pg_advisory_unlock_all()", "x.pg_advisory_unlock_all"},
 		{"kill", "select pg_terminate_backend(1)", "pg_terminate_backend"},
 		{"shadowed function", "select upper('x')", "function public.upper"},
 		{"hidden schema", "select hidden.lower('x')", "function hidden.lower"},
@@ -277,7 +279,6 @@ func TestRefusals(t *testing.T) {
 		{"listen", "listen x", access.Unsupported, "0A000", "LISTEN", 0},
 		{"notify", "notify x", access.Unsupported, "0A000", "NOTIFY", 0},
 		{"lock", "lock orders", access.Unsupported, "0A000", "LOCK", 0},
-		{"discard", "discard all", access.Unsupported, "0A000", "DISCARD", 0},
 		{"merge", "merge into orders o using customers c on o.id = c.id when matched then delete", access.Unsupported, "0A000", "MERGE", 0},
 		{"create as", "create table t as select 1", access.Unsupported, "0A000", "CREATE TABLE AS", 0},
 		{"into", "select * into t from orders", access.Unsupported, "0A000", "SELECT INTO", 0},
@@ -298,7 +299,6 @@ func TestRefusals(t *testing.T) {
 		{"set names", "set names 'sjis'", access.Unsupported, "0A000", "one of utf8", 0},
 		{"set no timeout", "set statement_timeout = 0", access.Unsupported, "0A000", "more than 0", 0},
 		{"set datestyle", "set datestyle = 'german'", access.Unsupported, "0A000", "ISO", 0},
-		{"reset all", "reset all", access.Unsupported, "0A000", "RESET", 0},
 		{"show all", "show all", access.Unsupported, "0A000", "SHOW", 0},
 		{"import snapshot", "set transaction snapshot 'x'", access.Unsupported, "0A000", "TRANSACTION SNAPSHOT", 0},
 		{"change a view", "update clean set id = 1", access.Unsupported, "0A000", "not a base table", 8},
@@ -419,6 +419,13 @@ func TestStatementKinds(t *testing.T) {
 		"deallocate all":                               "12 0 <nil> false",
 		"copy orders to stdout":                        "13 0 <nil> false",
 		"copy orders from stdin":                       "14 0 <nil> false",
+		"reset all":                                    "15 0 <nil> false",
+		"set session authorization default":            "15 0 <nil> false",
+		"unlisten *":                                   "15 0 <nil> false",
+		"discard plans":                                "15 0 <nil> false",
+		"select pg_advisory_unlock_all()":              "15 0 <nil> true",
+		"select pg_catalog.pg_advisory_unlock_all()":   "15 0 <nil> true",
+		"discard all":                                  "16 0 <nil> false",
 	} {
 		st := judge(t, a, cat, text)
 		if got := fmt.Sprintf("%d %d %v %v", st.Kind, st.Transaction, st.Setting, st.ReturnsRows); got != want {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
+	"google.golang.org/protobuf/proto"
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/sql/catalog"
@@ -76,6 +77,9 @@ func judgeSet(text string, cat *catalog.Snapshot, s *pg.VariableSetStmt) *Statem
 	name := strings.ToLower(s.GetName())
 	setting := &Setting{Name: name, Local: s.GetIsLocal()}
 	switch s.GetKind() {
+	case pg.VariableSetKind_VAR_RESET_ALL: // to what went out with the startup message, where the gateway's own are
+		st.Kind = KindReset
+		return st
 	case pg.VariableSetKind_VAR_SET_MULTI:
 		if s.GetName() == "TRANSACTION" && transactionModes(s.GetArgs()) {
 			st.Kind, st.Transaction, st.Action.Command = KindTransaction, TxSet, "SET TRANSACTION"
@@ -88,13 +92,20 @@ func judgeSet(text string, cat *catalog.Snapshot, s *pg.VariableSetStmt) *Statem
 		return st.refused(unsupported("SET "+s.GetName(), "Set isolation level and access mode with BEGIN or SET TRANSACTION."))
 	case pg.VariableSetKind_VAR_RESET, pg.VariableSetKind_VAR_SET_DEFAULT:
 		setting.Reset = true
+		if name == "session_authorization" && !setting.Local { // it is the default always; the statement would undo a role that came with it
+			st.Kind, st.Instead = KindReset, command+" client_encoding"
+			if command == "SET" {
+				st.Instead += " = 'UTF8'"
+			}
+			return st
+		}
 	case pg.VariableSetKind_VAR_SET_VALUE:
 		value, ok := settingValue(s.GetArgs())
 		if !ok {
 			return st.refused(unsupported("SET "+name+" to a value of this kind", "Write it as a string."))
 		}
 		setting.Value = value
-	default: // RESET ALL, SET … FROM CURRENT
+	default: // SET … FROM CURRENT
 		return st.refused(unsupported(command+" of this kind", "Name the setting. "+settingHint))
 	}
 	check := settable[name]
@@ -111,6 +122,49 @@ func judgeSet(text string, cat *catalog.Snapshot, s *pg.VariableSetStmt) *Statem
 	st.Setting = setting
 	return st
 }
+
+// judgeDiscard judges DISCARD: a session has nothing that another needs.
+func judgeDiscard(text string, cat *catalog.Snapshot, d *pg.DiscardStmt) *Statement {
+	switch d.GetTarget() {
+	case pg.DiscardMode_DISCARD_ALL:
+		st := sessionStatement(text, cat, KindDiscard, "DISCARD")
+		st.Instead = "DEALLOCATE ALL"
+		return st
+	case pg.DiscardMode_DISCARD_PLANS, pg.DiscardMode_DISCARD_SEQUENCES, pg.DiscardMode_DISCARD_TEMP:
+		return sessionStatement(text, cat, KindReset, "DISCARD")
+	}
+	return sessionStatement(text, cat, KindRefused, "DISCARD").refused(unsupported("DISCARD of this kind", "DISCARD ALL is known."))
+}
+
+// judgeUnlock knows the one call that pools make when a connection is given
+// back, written by itself: it lets go of what the session holds and tells
+// nothing. Nil is any other statement.
+func judgeUnlock(text string, cat *catalog.Snapshot, s *pg.SelectStmt) *Statement {
+	targets := s.GetTargetList()
+	if len(targets) != 1 {
+		return nil
+	}
+	target := targets[0].GetResTarget()
+	call := target.GetVal().GetFuncCall()
+	names := call.GetFuncname()
+	if len(names) == 2 && names[0].GetString_().GetSval() == "pg_catalog" {
+		names = names[1:]
+	}
+	if len(names) != 1 || names[0].GetString_().GetSval() != unlockAll {
+		return nil
+	}
+	plain := &pg.SelectStmt{LimitOption: s.GetLimitOption(), Op: s.GetOp(), TargetList: []*pg.Node{{Node: &pg.Node_ResTarget{ResTarget: &pg.ResTarget{
+		Location: target.GetLocation(), Val: &pg.Node{Node: &pg.Node_FuncCall{FuncCall: &pg.FuncCall{
+			Funcname: call.GetFuncname(), Funcformat: call.GetFuncformat(), Location: call.GetLocation()}}}}}}}}
+	if !proto.Equal(plain, s) {
+		return nil
+	}
+	st := sessionStatement(text, cat, KindReset, "SELECT")
+	st.ReturnsRows, st.Instead = true, "SELECT pg_catalog."+unlockAll+"()"
+	return st
+}
+
+const unlockAll = "pg_advisory_unlock_all"
 
 // settingValue joins the constants of SET as the server does.
 func settingValue(args []*pg.Node) (string, bool) {

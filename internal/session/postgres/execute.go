@@ -87,6 +87,11 @@ func (s *session) runPortal(ctx context.Context, p *portal, max uint32, simple b
 	case e == nil:
 		return nil
 	}
+	if p.statement.judged.Kind == sql.KindDiscard {
+		if err := s.discardAll(ctx, e); err != nil {
+			return err
+		}
+	}
 	if e.countsChanges() {
 		if r, err := s.countBefore(ctx, e); err != nil || r != nil {
 			e.span.End()
@@ -255,6 +260,9 @@ func (s *session) complete(e *execution, typ byte, body []byte) {
 		return
 	}
 	tag := ""
+	if typ == 'C' && e.statement.judged.Kind == sql.KindDiscard {
+		body = []byte("DISCARD ALL\x00")
+	}
 	switch typ {
 	case 'C':
 		tag = string(bytes.TrimSuffix(body, []byte{0}))

@@ -33,7 +33,9 @@ func judged(t *testing.T, version string, options ...option) *gateway {
 }
 
 // A scene is a list of messages, each with the answer that it gets.
-type scene []struct {
+type scene []sceneStep
+
+type sceneStep struct {
 	text string
 	want []string
 }
@@ -471,6 +473,66 @@ func TestCopyIn(t *testing.T) {
 					t.Errorf("got %+v", e)
 				}
 			})
+		})
+	}
+}
+
+// Pools clean a connection before they hand it on. What the gateway owns, and a
+// role that the login brings with it, stays.
+func TestPoolResets(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"16", "18"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			login := "pooled"
+			if err := server(t, version).Exec(t.Context(), "orders", "create role "+login+" login in role app password '"+rolePassword+"'; alter role "+login+" set role = app"); err != nil {
+				t.Fatal(err)
+			}
+			g := judged(t, version)
+			g.setResource("orders", func(r *Resource) { r.User = login })
+			w := g.wire(t)
+			owned := []sceneStep{
+				{"show role", ok("columns role", "row app", "SHOW")},
+				{"show search_path", ok("columns search_path", `row "public"`, "SHOW")},
+				{"select ssn from customers where id = 1", ok("columns ssn", "row ***", "SELECT 1")},
+			}
+			dirt := []sceneStep{
+				{"set application_name = 'dirty'", ok("SET")},
+				{"prepare p as select 1 as one", ok("PREPARE")},
+				{"begin; declare c cursor with hold for select 1 as one; commit", ok("BEGIN", "DECLARE CURSOR", "COMMIT")},
+			}
+			clean := []sceneStep{
+				{"show application_name", ok("columns application_name", "row ", "SHOW")},
+				{"execute p", ok("ERROR 26000")},
+				{"fetch c", ok("ERROR 34000")},
+			}
+			for _, reset := range []scene{
+				{{"discard all", ok("DISCARD ALL")}},
+				{{"select pg_advisory_unlock_all(); close all; unlisten *; reset all; deallocate all",
+					ok("columns pg_advisory_unlock_all", "row ", "SELECT 1", "CLOSE CURSOR ALL", "UNLISTEN", "RESET", "DEALLOCATE ALL")}},
+				{{"set session authorization default", ok("SET")}, {"reset session authorization", ok("RESET")}, {"reset all", ok("RESET")},
+					{"close all", ok("CLOSE CURSOR ALL")}, {"deallocate all", ok("DEALLOCATE ALL")}, {"discard plans", ok("DISCARD PLANS")},
+					{"discard sequences", ok("DISCARD SEQUENCES")}, {"discard temp", ok("DISCARD TEMP")}},
+			} {
+				slices.Concat(scene(dirt), reset, scene(clean), scene(owned)).play(t, w)
+			}
+			scene{
+				{"select 1 as one; discard all", ok("columns one", "row 1", "SELECT 1", "ERROR 25001")},
+				{"reset role", ok("ERROR 0A000")},
+				{"set session authorization postgres", ok("ERROR 0A000")},
+				{"select pg_advisory_unlock_all() from customers", ok("ERROR 0A000")},
+			}.play(t, w)
+			w.ask("begin")
+			same(t, w.ask("discard all"), []string{"ERROR 25001", "ready E"})
+			w.ask("rollback")
+			// By the extended protocol, prepared in a round trip of its own.
+			w.send(parse("clean", "discard all"), syncMessage)
+			same(t, w.until(1), ok("ParseComplete"))
+			w.send(bind("", "clean"), execute(""), syncMessage)
+			same(t, w.until(1), ok("BindComplete", "DISCARD ALL"))
+			w.send(bind("", "clean"), syncMessage)
+			same(t, w.until(1), ok("ERROR 26000"))
+			slices.Concat(scene(clean), scene(owned)).play(t, w)
 		})
 	}
 }

@@ -179,6 +179,9 @@ func (s *session) decide(ctx context.Context, st *statement, v *verdict, params 
 		return nil
 	}
 	s.deallocated(st)
+	if st.judged.Instead != "" {
+		st.forward = &sql.Forward{Text: st.judged.Instead}
+	}
 	if st.forward.Text != st.text {
 		action.Forward = st.forward.Text
 	}
@@ -249,10 +252,14 @@ func (s *session) applyDecision(ctx context.Context, st *statement, v *verdict) 
 		return s.judgeRefused(v, r)
 	}
 	switch st.judged.Kind {
-	case sql.KindQuery, sql.KindChange, sql.KindTransaction, sql.KindCopyOut, sql.KindCopyIn:
+	case sql.KindQuery, sql.KindChange, sql.KindTransaction, sql.KindCopyOut, sql.KindCopyIn, sql.KindReset:
 	case sql.KindDeclare, sql.KindClose, sql.KindPrepare, sql.KindDeallocate:
 		if r := s.checkName(st, v); r != nil {
 			return r
+		}
+	case sql.KindDiscard:
+		if s.inTransaction() || s.dirty || st.count > 1 { // what was sent without Sync would end
+			return plainError("25001", "DISCARD ALL cannot run inside a transaction block")
 		}
 	case sql.KindSetting:
 		if set := st.judged.Setting; set != nil && !set.Show && strings.EqualFold(set.Name, "search_path") {

@@ -138,7 +138,10 @@ func (s *session) changes(ctx context.Context, e *execution) (int64, *refusal, e
 }
 
 // An ownResult is what a statement of the gateway's own gave.
-type ownResult struct{ rows [][]string }
+type ownResult struct {
+	rows   [][]string
+	failed bool
+}
 
 // maxOwnRows bounds it.
 const maxOwnRows = 1000
@@ -161,9 +164,15 @@ const ownName = "chaperone_own"
 // its rows as text; none when it failed. What the client has staged stays
 // staged. With sync it has a transaction of its own.
 func (s *session) own(ctx context.Context, text string, sync bool) ([][]string, error) {
+	result := &ownResult{}
+	err := s.ownInto(ctx, text, sync, result)
+	return result.rows, err
+}
+
+// ownInto is own that tells a failure too.
+func (s *session) ownInto(ctx context.Context, text string, sync bool, result *ownResult) error {
 	client := s.steps // unsent, all of them: answers are awaited in drain alone
 	s.steps, s.sent = nil, 0
-	result := &ownResult{}
 	err := s.runOwn(ctx, text, sync, result)
 	if err == nil && s.skipping {
 		for _, st := range slices.Backward(client) {
@@ -171,10 +180,11 @@ func (s *session) own(ctx context.Context, text string, sync bool) ([][]string, 
 				st.undo()
 			}
 		}
-		return nil, nil
+		result.rows = nil
+		return nil
 	}
 	s.steps = append(s.steps, client...)
-	return result.rows, err
+	return err
 }
 
 func (s *session) runOwn(ctx context.Context, text string, sync bool, result *ownResult) error {

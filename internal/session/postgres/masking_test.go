@@ -133,7 +133,7 @@ func TestRefusedByName(t *testing.T) {
 	for _, text := range []string{
 		"copy orders to '/tmp/x'", "copy orders from program 'id'", "create table t as select 1", "do $$ begin end $$",
 		"listen x", "set role postgres", "set search_path = evil", "drop table orders", "create table t (id int)", "lock table orders",
-		"select pg_read_file('/etc/passwd')", "set session_replication_role = replica", "merge into orders using notes on false when not matched then do nothing", "discard all", "load 'x'",
+		"select pg_read_file('/etc/passwd')", "set session_replication_role = replica", "merge into orders using notes on false when not matched then do nothing", "set session authorization app", "load 'x'",
 	} {
 		w.send(&pgproto3.Query{String: text})
 		e, ok := w.receive().(*pgproto3.ErrorResponse)

@@ -162,6 +162,9 @@ func (s *session) learn(e *execution) {
 		delete(s.cursors, judged.Name)
 	case sql.KindDeallocate:
 		s.forgetPrepared(judged.Name)
+	case sql.KindDiscard:
+		clear(s.cursors)
+		s.forgetPrepared("")
 	case sql.KindTransaction:
 		if judged.Transaction == sql.TxCommit || judged.Transaction == sql.TxRollback {
 			s.transactionEnded()

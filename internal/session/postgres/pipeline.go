@@ -299,6 +299,7 @@ func (s *session) targetError(ctx context.Context, body []byte) error {
 	s.dropToSync()
 	s.skipping, s.discarding = true, true
 	if own != nil {
+		own.failed = true
 		s.discarding = false // whoever ran the gateway's own statement answers
 		return nil
 	}
