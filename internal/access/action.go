@@ -24,8 +24,9 @@ type SQL struct {
 	Statements int      `json:"statements"` // in the message this one came in
 	Locks      bool     `json:"locks,omitempty"`
 	DDL        bool     `json:"ddl,omitempty"`
-	Session    bool     `json:"session,omitempty"` // changes the session: SET, BEGIN, …
-	Unknown    []string `json:"unknown,omitempty"` // why something is not known
+	Privilege  bool     `json:"privilege,omitempty"` // changes who may do what: GRANT, roles, owners, row security
+	Session    bool     `json:"session,omitempty"`   // changes the session: SET, BEGIN, …
+	Unknown    []string `json:"unknown,omitempty"`   // why something is not known
 
 	InTransaction bool             `json:"in_transaction,omitempty"`
 	SearchPath    []string         `json:"search_path,omitempty"`

@@ -150,6 +150,7 @@ func sqlNode(s *access.SQL) *yaml.Node {
 	}
 	put(n, "locks", s.Locks)
 	put(n, "ddl", s.DDL)
+	put(n, "privilege", s.Privilege)
 	put(n, "session", s.Session)
 	put(n, "in_transaction", s.InTransaction)
 	put(n, "estimated_rows", s.EstimatedRows)

@@ -136,6 +136,7 @@ type sqlFile struct {
 	Statements    int      `yaml:"statements" doc:"1 when left out."`
 	Locks         bool     `yaml:"locks"`
 	DDL           bool     `yaml:"ddl"`
+	Privilege     bool     `yaml:"privilege"`
 	Session       bool     `yaml:"session"`
 	InTransaction bool     `yaml:"in_transaction"`
 

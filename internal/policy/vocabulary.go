@@ -161,6 +161,7 @@ func sqlType(strs *cel.Type) *objectType {
 		field{"statements", cel.IntType, "statements in the message it came in", ofSQL(func(s *access.SQL, _ boxer) any { return types.Int(s.Statements) })},
 		effect("locks", "it takes locks beyond those of a read", func(s *access.SQL) bool { return s.Locks }),
 		effect("ddl", "it changes the schema", func(s *access.SQL) bool { return s.DDL }),
+		effect("privilege", "it changes who may do what: GRANT, roles, owners, row security", func(s *access.SQL) bool { return s.Privilege }),
 		effect("session", "it changes the session: SET, BEGIN, …", func(s *access.SQL) bool { return s.Session }),
 		flag("in_transaction", "a transaction is open", func(s *access.SQL) bool { return s.InTransaction }),
 		estimate(rowsField, "rows that the planner expects it to return or change", func(s *access.SQL) *int64 { return s.EstimatedRows }),
@@ -228,7 +229,7 @@ type boxer struct {
 
 func newBoxer(adapter types.Adapter, v *vocabulary) boxer {
 	b := boxer{adapter: adapter, literals: map[string]ref.Val{"": types.String("")}, unknown: map[string]*types.Unknown{}}
-	for _, name := range []string{"sql.tables", "sql.reads", "sql.writes", "sql.columns", "sql.functions", "sql.locks", "sql.ddl", "sql.session", "sql." + rowsField, "sql." + bytesField, "http.body"} {
+	for _, name := range []string{"sql.tables", "sql.reads", "sql.writes", "sql.columns", "sql.functions", "sql.locks", "sql.ddl", "sql.privilege", "sql.session", "sql." + rowsField, "sql." + bytesField, "http.body"} {
 		b.unknown[name] = types.NewUnknown(0, types.NewAttributeTrail(name))
 	}
 	return b

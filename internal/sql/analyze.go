@@ -115,6 +115,7 @@ func together(a, b access.SQL) access.SQL {
 	a.Tables, a.Reads, a.Writes = unite(a.Tables, b.Tables), unite(a.Reads, b.Reads), unite(a.Writes, b.Writes)
 	a.Columns, a.Functions, a.Unknown = unite(a.Columns, b.Columns), unite(a.Functions, b.Functions), unite(a.Unknown, b.Unknown)
 	a.Locks, a.DDL, a.Session = a.Locks || b.Locks, a.DDL || b.DDL, a.Session || b.Session
+	a.Privilege = a.Privilege || b.Privilege
 	return a
 }
 

@@ -177,6 +177,11 @@ const definitions = "AlterCollationStmt AlterDatabaseRefreshCollStmt AlterDataba
 	"DropUserMappingStmt DropdbStmt GrantRoleStmt GrantStmt ImportForeignSchemaStmt IndexStmt ReassignOwnedStmt " +
 	"RefreshMatViewStmt ReindexStmt RenameStmt ReplicaIdentityStmt RuleStmt SecLabelStmt TruncateStmt ViewStmt"
 
+// privileges are the definitions that change who may do what.
+const privileges = "AlterDefaultPrivilegesStmt AlterOwnerStmt AlterPolicyStmt AlterRoleSetStmt AlterRoleStmt AlterUserMappingStmt " +
+	"CreatePolicyStmt CreateRoleStmt CreateUserMappingStmt DropOwnedStmt DropRoleStmt DropUserMappingStmt GrantRoleStmt GrantStmt " +
+	"ReassignOwnedStmt SecLabelStmt"
+
 // parts occur inside definitions and refused forms only.
 const parts = "AccessPriv AlterTableCmd Constraint CreateOpClassItem FunctionParameter IntList MergeWhenClause ObjectWithArgs " +
 	"OidList PartitionBoundSpec PartitionCmd PartitionElem PartitionRangeDatum PartitionSpec PublicationObjSpec PublicationTable " +
@@ -197,6 +202,8 @@ type grammar struct {
 	forms  map[protoreflect.Name]form
 	fields map[protoreflect.Name]map[protoreflect.Name]bool // nil: every field
 	enums  map[protoreflect.Name]map[protoreflect.Name]bool
+
+	privileges map[protoreflect.Name]bool
 }
 
 func newGrammar() *grammar {
@@ -204,6 +211,8 @@ func newGrammar() *grammar {
 		forms:  map[protoreflect.Name]form{},
 		fields: map[protoreflect.Name]map[protoreflect.Name]bool{},
 		enums:  map[protoreflect.Name]map[protoreflect.Name]bool{},
+
+		privileges: names(privileges),
 	}
 	for name, fields := range bound {
 		g.forms[name] = formBound

@@ -18,7 +18,7 @@ func brief(st *Statement) string {
 	for _, f := range []struct {
 		name string
 		set  bool
-	}{{"read-only", a.ReadOnly}, {"where", a.HasWhere}, {"locks", a.Locks}, {"ddl", a.DDL}, {"session", a.Session}} {
+	}{{"read-only", a.ReadOnly}, {"where", a.HasWhere}, {"locks", a.Locks}, {"ddl", a.DDL}, {"privilege", a.Privilege}, {"session", a.Session}} {
 		if f.set {
 			flags = append(flags, f.name)
 		}
@@ -129,12 +129,21 @@ func TestJudge(t *testing.T) {
 		{"truncate", "truncate orders, customers", "TRUNCATE TABLE ddl writes public.customers,public.orders"},
 		{"index", "create index on orders (id)", "CREATE INDEX ddl writes public.orders"},
 		{"view definition", "create view v as select * from customers", "CREATE VIEW ddl writes public.customers,public.v"},
-		{"grant", "grant select on orders to app", "GRANT ddl writes public.orders"},
-		{"revoke", "revoke all on orders from app", "REVOKE ddl writes public.orders"},
+		{"grant", "grant select on orders to app", "GRANT ddl,privilege writes public.orders"},
+		{"revoke", "revoke all on orders from app", "REVOKE ddl,privilege writes public.orders"},
 		{"function", "create function f() returns int language sql as 'select 1'", "CREATE FUNCTION ddl"},
 		{"drop trigger", "drop trigger t on orders", "DROP TRIGGER ddl writes public.orders"},
+		{"owner", "alter table orders owner to app", "ALTER TABLE ddl,privilege writes public.orders"},
+		{"owner among others", "alter table orders add column x int, owner to app", "ALTER TABLE ddl,privilege writes public.orders"},
+		{"row security", "alter table orders disable row level security", "ALTER TABLE ddl,privilege writes public.orders"},
+		{"policy", "create policy p on orders using (true)", "CREATE POLICY ddl,privilege writes public.orders"},
+		{"drop policy", "drop policy p on orders", "DROP POLICY ddl,privilege writes public.orders"},
+		{"create role", "create role r superuser", "CREATE ROLE ddl,privilege"},
+		{"grant role", "grant app to r", "GRANT ddl,privilege"},
+		{"default privileges", "alter default privileges grant select on tables to app", "ALTER DEFAULT PRIVILEGES ddl,privilege"},
+		{"security definer", "create function f() returns int language sql security definer as 'select 1'", "CREATE FUNCTION ddl,privilege"},
 		{"comment", "comment on column orders.id is 'x'", "COMMENT ddl writes public.orders"},
-		{"role", "alter role app set search_path = x", "ALTER ROLE ddl"},
+		{"role", "alter role app set search_path = x", "ALTER ROLE ddl,privilege"},
 
 		{"begin", "begin isolation level serializable read only", "BEGIN read-only,session"},
 		{"commit", "commit", "COMMIT read-only,session"},

@@ -28,7 +28,7 @@ func (a *Analyzer) judgeOther(text string, cat *catalog.Snapshot, node *pg.Node)
 	collect(inner, func(v *pg.RangeVar) { b.writes[b.named(v)] = true })
 	switch a.grammar.forms[name] {
 	case formDefinition:
-		st.Kind, st.Action.DDL = KindDefinition, true
+		st.Kind, st.Action.DDL, st.Action.Privilege = KindDefinition, true, a.grammar.privileges[name] || changesPrivilege(node)
 		b.dropped(node)
 		st.Refusal = unsupported(st.Action.Command, "Definitions are not run through the gateway yet: ask the owner of the database.")
 	case formRefused:
@@ -43,6 +43,38 @@ func (a *Analyzer) judgeOther(text string, cat *catalog.Snapshot, node *pg.Node)
 	st.Action.Reads, st.Action.Writes = sortedKeys(b.reads), sortedKeys(b.writes)
 	st.Action.Tables = unite(st.Action.Reads, st.Action.Writes)
 	return st
+}
+
+// changesPrivilege reports whether a definition that is not about privileges by
+// its nature changes who may do what all the same.
+func changesPrivilege(node *pg.Node) bool {
+	for _, n := range node.GetAlterTableStmt().GetCmds() {
+		switch n.GetAlterTableCmd().GetSubtype() {
+		case pg.AlterTableType_AT_ChangeOwner, pg.AlterTableType_AT_EnableRowSecurity, pg.AlterTableType_AT_DisableRowSecurity,
+			pg.AlterTableType_AT_ForceRowSecurity, pg.AlterTableType_AT_NoForceRowSecurity:
+			return true
+		}
+	}
+	for _, n := range node.GetCreateFunctionStmt().GetOptions() {
+		if n.GetDefElem().GetDefname() == "security" {
+			return true
+		}
+	}
+	for _, n := range node.GetAlterFunctionStmt().GetActions() {
+		if n.GetDefElem().GetDefname() == "security" {
+			return true
+		}
+	}
+	switch {
+	case node.GetDropStmt() != nil:
+		return node.GetDropStmt().GetRemoveType() == pg.ObjectType_OBJECT_POLICY
+	case node.GetRenameStmt() != nil:
+		kind := node.GetRenameStmt().GetRenameType()
+		return kind == pg.ObjectType_OBJECT_ROLE || kind == pg.ObjectType_OBJECT_POLICY
+	case node.GetCreateSchemaStmt() != nil:
+		return node.GetCreateSchemaStmt().GetAuthrole() != nil
+	}
+	return false
 }
 
 // contained is the message inside a Node.
