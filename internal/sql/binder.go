@@ -151,8 +151,12 @@ type entry struct {
 	byColumns bool
 }
 
-// aggregated is s as the arguments of an aggregate see it.
+// aggregated is s as the arguments of an aggregate see it. The rows of a VALUES
+// at the top see nothing.
 func (s *scope) aggregated() *scope {
+	if s == nil {
+		return nil
+	}
 	inner := *s
 	inner.inside = true
 	return &inner

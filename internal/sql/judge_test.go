@@ -62,6 +62,7 @@ func TestJudge(t *testing.T) {
 		{"functions in from", "select g, o.value, k.key from generate_series(1, 3) g, jsonb_array_elements('[1]') o, jsonb_each('{}') k", "SELECT read-only"},
 		{"ordinality", "select x.a, x.n from unnest(array[1]) with ordinality as x(a, n)", "SELECT read-only"},
 		{"record", "select x.a from json_to_record('{}') as x(a int, b text)", "SELECT read-only"},
+		{"aggregates in values", "values (count(*), sum(1), grouping(1))", "SELECT read-only"},
 		{"sleep", "select pg_sleep(60)", "SELECT read-only"},
 		{"current", "select current_date, now(), current_user, version()", "SELECT read-only"},
 		{"extract", "select extract(year from at), at at time zone 'utc', trim(both from ' x'), substring('abc' from 2) from orders", "SELECT read-only reads public.orders"},
