@@ -5,6 +5,7 @@ package access
 type Action struct {
 	SQL  *SQL      `json:"sql,omitempty"`
 	HTTP *HTTPCall `json:"http,omitempty"`
+	SSH  *SSHCall  `json:"ssh,omitempty"`
 }
 
 // SQL is one statement as the judge understood it. What could not be

@@ -14,7 +14,7 @@ import (
 // that what policy allows.
 type Attenuation struct {
 	Resources []string `json:"resources,omitempty" yaml:"resources"` // names
-	ReadOnly  bool     `json:"read_only,omitempty" yaml:"read_only"` // SQL known to change nothing; GET, HEAD and OPTIONS
+	ReadOnly  bool     `json:"read_only,omitempty" yaml:"read_only"` // what is known to change nothing: SQL and SSH so judged; GET, HEAD and OPTIONS
 	Methods   []string `json:"methods,omitempty" yaml:"methods"`     // of HTTP
 	Paths     []string `json:"paths,omitempty" yaml:"paths"`         // of HTTP: each with all below it
 	Tables    []string `json:"tables,omitempty" yaml:"tables"`       // of SQL: schema.table, or schema.*
@@ -121,6 +121,8 @@ func (a *Attenuation) Refuses(resource Resource, action Action) string {
 		return a.refusesSQL(action.SQL)
 	case action.HTTP != nil:
 		return a.refusesHTTP(action.HTTP)
+	case action.SSH != nil:
+		return a.refusesSSH(action.SSH)
 	}
 	return "nothing is known about the action"
 }
@@ -155,6 +157,13 @@ func (a *Attenuation) refusesHTTP(h *HTTPCall) string {
 		return "it is for other methods"
 	case len(a.Paths) > 0 && !anyMatches(a.Paths, h.Path, below):
 		return "it is for other paths"
+	}
+	return ""
+}
+
+func (a *Attenuation) refusesSSH(s *SSHCall) string {
+	if a.ReadOnly && (!s.ReadOnly || len(s.Unknown) > 0 || len(s.UnknownPaths) > 0 || len(s.Writes) > 0 || len(s.Removes) > 0) {
+		return "it is for reading only"
 	}
 	return ""
 }

@@ -17,6 +17,8 @@ func TestAttenuationRefuses(t *testing.T) {
 	locking := Action{SQL: &SQL{ReadOnly: true, Locks: true, Tables: []string{"public.orders"}}}
 	dark := Action{SQL: &SQL{ReadOnly: true, Unknown: []string{"a function"}}}
 	call := func(method, path string) Action { return Action{HTTP: &HTTPCall{Method: method, Path: path}} }
+	download := Action{SSH: &SSHCall{Act: ActSFTP, Operation: OperationRead, Reads: []string{"/a"}, ReadOnly: true}}
+	script := Action{SSH: &SSHCall{Act: ActExec, ReadOnly: true, Unknown: []string{"a variable"}}}
 	readOnly, table := &Attenuation{ReadOnly: true}, &Attenuation{Tables: []string{"public.orders"}}
 	for name, c := range map[string]struct {
 		a    *Attenuation
@@ -41,6 +43,9 @@ func TestAttenuationRefuses(t *testing.T) {
 		"another table":                {&Attenuation{Tables: []string{"public.customers"}}, orders, read, "tables"},
 		"the definition of a table":    {table, orders, ddl, "definition"},
 		"an unknown table":             {table, orders, dark, "not known"},
+		"a file read":                  {readOnly, orders, download, ""},
+		"a script":                     {readOnly, orders, script, "reading only"},
+		"a shell":                      {readOnly, orders, Action{SSH: &SSHCall{Act: ActShell}}, "reading only"},
 		"a table that only Reads name": {table, orders, Action{SQL: &SQL{ReadOnly: true, Reads: []string{"public.x"}}}, "tables"},
 		"GET":                          {readOnly, billing, call("GET", "/x"), ""},
 		"POST":                         {readOnly, billing, call("POST", "/x"), "reading only"},

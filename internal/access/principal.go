@@ -80,6 +80,7 @@ type Kind string
 const (
 	Postgres Kind = "postgres"
 	HTTP     Kind = "http"
+	SSH      Kind = "ssh"
 )
 
 // A Resource is a named target. Its address and credential are not part of it:

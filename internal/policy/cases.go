@@ -152,8 +152,8 @@ func decodeCases(name string, data []byte) (*casesFile, strictyaml.Faults) {
 		if _, ok := f.file.Resources[c.On]; !ok {
 			fault(".on", "there is no resource %q under resources", c.On)
 		}
-		if (c.SQL == nil) == (c.HTTP == nil) {
-			fault("", "a case needs exactly one of sql and http")
+		if len(kindsOf(c.action())) != 1 {
+			fault("", "a case needs exactly one of sql, http and ssh")
 		}
 		if _, err := parseEffect(c.Expect.Effect); err != nil {
 			fault(".expect.effect", "%s", err)
@@ -164,6 +164,11 @@ func decodeCases(name string, data []byte) (*casesFile, strictyaml.Faults) {
 		if c.HTTP != nil {
 			if err := c.HTTP.valid(); err != nil {
 				fault(".http", "%s", err)
+			}
+		}
+		if c.SSH != nil {
+			if err := c.SSH.valid(); err != nil {
+				fault(".ssh", "%s", err)
 			}
 		}
 	}
@@ -195,12 +200,22 @@ func (f *casesFile) request(i int) (access.Request, time.Time) {
 		ID: fmt.Sprintf("case-%d", i), Time: at, Principal: p.principal(),
 		Resource: access.Resource{Name: c.On, Kind: access.Kind(r.Kind), Labels: r.Labels},
 	}
-	if c.SQL != nil {
-		req.Action.SQL = c.SQL.statement()
-	} else {
-		req.Action.HTTP = c.HTTP.call()
-	}
+	req.Action = c.action()
 	return req, at
+}
+
+// action is what the case asks of the resource.
+func (c *caseFile) action() (a access.Action) {
+	if c.SQL != nil {
+		a.SQL = c.SQL.statement()
+	}
+	if c.HTTP != nil {
+		a.HTTP = c.HTTP.call()
+	}
+	if c.SSH != nil {
+		a.SSH = c.SSH.call()
+	}
+	return a
 }
 
 // compare lists what differs; only what the case names is compared.

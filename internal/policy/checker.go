@@ -99,6 +99,11 @@ func (c *checker) selection(e ast.Expr) {
 		if s.FieldName() == bodyField || s.FieldName() == bodyStateField {
 			c.reads |= readsBody
 		}
+	case "ssh":
+		c.reads |= readsSSH
+		if s.FieldName() == unknownField {
+			c.reads |= readsUnknown
+		}
 	case "request":
 		c.reads |= readsTime
 	}

@@ -13,6 +13,8 @@ import (
 	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/parser"
+
+	"chaperone.dev/chaperone/internal/access"
 )
 
 // A condition is one compiled CEL expression. It is immutable: cheap,
@@ -47,9 +49,48 @@ const (
 	readsBody
 	readsTime
 	readsEstimate
+	readsSSH
+	readsUnknown // ssh.unknown
 )
 
 func (r reading) has(other reading) bool { return r&other != 0 }
+
+// An actionKind is a kind of resource with the variable that stands for what is
+// asked of it.
+type actionKind struct {
+	kind     access.Kind
+	variable string
+	reads    reading
+	asked    func(access.Action) bool // whether the action is of this kind
+}
+
+func actionKinds() [3]actionKind {
+	return [...]actionKind{
+		{access.Postgres, "sql", readsSQL, func(a access.Action) bool { return a.SQL != nil }},
+		{access.HTTP, "http", readsHTTP, func(a access.Action) bool { return a.HTTP != nil }},
+		{access.SSH, "ssh", readsSSH, func(a access.Action) bool { return a.SSH != nil }},
+	}
+}
+
+// kinds are the kinds of action that are read.
+func (r reading) kinds() (kinds []actionKind) {
+	for _, k := range actionKinds() {
+		if r.has(k.reads) {
+			kinds = append(kinds, k)
+		}
+	}
+	return kinds
+}
+
+// kindsOf are the kinds that an action is of: one, unless it is malformed.
+func kindsOf(a access.Action) (kinds []actionKind) {
+	for _, k := range actionKinds() {
+		if k.asked(a) {
+			kinds = append(kinds, k)
+		}
+	}
+	return kinds
+}
 
 // A conditionFault is something wrong in a condition, at a line (from 1) and a
 // column (from 0) of its text. Line 0 is the whole condition.
@@ -100,8 +141,8 @@ func (env *environment) compile(s site, text string, names *glossary) *compiled 
 func (env *environment) check(s site, parsed *ast.AST, source common.Source, within map[int64]string) (*ast.AST, *checker, []conditionFault) {
 	check := &checker{vocabulary: env.vocabulary, info: parsed.SourceInfo()}
 	check.visit(parsed.Expr())
-	if check.reads.has(readsSQL) && check.reads.has(readsHTTP) {
-		check.whole("no request is both sql and http; write two rules")
+	if kinds := check.reads.kinds(); len(kinds) > 1 {
+		check.whole("no request is both %s and %s; write two rules", kinds[0].variable, kinds[1].variable)
 	}
 	checked, found := env.sites[s].check(parsed, source)
 	if found != nil {
@@ -248,7 +289,7 @@ func (smallRequest) EstimateSize(element cost.AstNode) *cost.SizeEstimate {
 	}
 	upTo := func(n uint64) *cost.SizeEstimate { return &cost.SizeEstimate{Min: 0, Max: n} }
 	switch {
-	case slices.Equal(path, []string{"sql", "text"}):
+	case slices.Equal(path, []string{"sql", "text"}), slices.Equal(path, []string{"ssh", "command"}):
 		return upTo(smallText)
 	case element.Type().Kind() == types.ListKind, element.Type().Kind() == types.MapKind:
 		return upTo(smallList)

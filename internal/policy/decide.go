@@ -21,7 +21,7 @@ func (s *Set) Decide(req access.Request, now time.Time) (d access.Decision) {
 	if s.empty() {
 		return s.broken("no policies are loaded")
 	}
-	if (req.Action.SQL == nil) == (req.Action.HTTP == nil) {
+	if len(kindsOf(req.Action)) != 1 {
 		return access.Decision{Effect: access.Deny, Reason: access.Unsupported, Message: "the request holds no single action", Revision: s.revision}
 	}
 	if d, beyond := s.beyondDelegation(&req); beyond {
@@ -65,7 +65,7 @@ func (s *Set) decide(e *evaluation, sc *scope) access.Decision {
 			continue
 		}
 		for _, r := range c.policy.rules {
-			if !r.fits(e.req.Action) {
+			if r.passedOver(e.req.Action) != "" {
 				continue
 			}
 			out, err := e.run(r.when)
@@ -184,6 +184,8 @@ func describe(req *access.Request) string {
 		what = "this statement"
 	case a.HTTP != nil:
 		what = a.HTTP.Method + " " + shortened(a.HTTP.Path)
+	case a.SSH != nil:
+		what = describeSSH(a.SSH)
 	}
 	return what + " on " + req.Resource.Name
 }

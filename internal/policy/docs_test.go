@@ -90,7 +90,7 @@ func TestVocabularyPages(t *testing.T) {
 	}
 	examples := 0
 	for name, s := range map[string]site{
-		"principal": principalSite, "resource": resourceSite, "sql": whenSite, "http": whenSite, "request": whenSite, "now": whenSite,
+		"principal": principalSite, "resource": resourceSite, "sql": whenSite, "http": whenSite, "ssh": whenSite, "request": whenSite, "now": whenSite,
 	} {
 		text, err := os.ReadFile("../../docs/policy/" + name + ".md")
 		if err != nil {

@@ -46,7 +46,7 @@ func (s site) readable() []string {
 	case resourceSite:
 		return []string{"resource"}
 	}
-	return []string{"principal", "resource", "sql", "http", "request", "now"}
+	return []string{"principal", "resource", "sql", "http", "ssh", "request", "now"}
 }
 
 func (s site) String() string {

@@ -42,6 +42,7 @@ type evaluation struct {
 	resource  *object
 	sql       *object
 	http      *object
+	ssh       *object
 	request   *object
 	matched   [3][]*rule // by effect
 	suspects  []*rule    // deny rules that match because something is unknown
@@ -53,6 +54,7 @@ func newEvaluation(s *Set) *evaluation {
 		env:     s.env,
 		sql:     newObject(v.sql, nil, s.env.box),
 		http:    newObject(v.http, nil, s.env.box),
+		ssh:     newObject(v.ssh, nil, s.env.box),
 		request: newObject(v.request, nil, s.env.box),
 	}
 }
@@ -77,6 +79,7 @@ func (s *Set) end(e *evaluation) {
 	e.principal, e.resource = nil, nil
 	e.sql.reset(nil, e.env.box)
 	e.http.reset(nil, e.env.box)
+	e.ssh.reset(nil, e.env.box)
 	e.request.reset(nil, e.env.box)
 	for i := range e.matched {
 		clear(e.matched[i])
@@ -94,7 +97,7 @@ func (e *evaluation) of(req *access.Request, sc *scope, now time.Time) {
 		e.req.Time = now
 	}
 	e.principal, e.resource = sc.object, sc.target.object
-	e.sql.source, e.http.source, e.request.source = e.req.Action.SQL, e.req.Action.HTTP, &e.req
+	e.sql.source, e.http.source, e.ssh.source, e.request.source = e.req.Action.SQL, e.req.Action.HTTP, e.req.Action.SSH, &e.req
 	e.small = sc.small && isSmallAction(&e.req.Action)
 }
 
@@ -105,6 +108,8 @@ func (e *evaluation) ResolveName(name string) (any, bool) {
 		return e.sql, e.req.Action.SQL != nil
 	case "http":
 		return e.http, e.req.Action.HTTP != nil
+	case "ssh":
+		return e.ssh, e.req.Action.SSH != nil
 	case "principal":
 		return e.principal, e.principal != nil
 	case "resource":
@@ -205,6 +210,8 @@ func isSmallAction(a *access.Action) bool {
 		h := a.HTTP
 		return isSmallName(h.Method) && isSmallName(h.Host) && isSmallName(h.Path) &&
 			isSmallMultimap(h.Query) && isSmallMultimap(h.Headers)
+	case a.SSH != nil:
+		return isSmallSSH(a.SSH)
 	}
 	return true
 }

@@ -98,8 +98,7 @@ func (e *evaluation) tracePolicy(p *policy, deciding map[string]bool) PolicyTrac
 
 func (e *evaluation) traceRule(r *rule, deciding map[string]bool) RuleTrace {
 	t := RuleTrace{Rule: r.ref(), At: r.at.String(), Effect: r.effect, Decides: deciding[r.ref().String()]}
-	if !r.fits(e.req.Action) {
-		t.Skipped = "its condition is about another kind of request"
+	if t.Skipped = r.passedOver(e.req.Action); t.Skipped != "" {
 		return t
 	}
 	out, err := e.run(r.when)

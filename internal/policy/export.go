@@ -100,6 +100,8 @@ func (x *exporter) add(d *access.Decided) error {
 		put(c, "sql", sqlNode(r.Action.SQL))
 	case r.Action.HTTP != nil:
 		put(c, "http", httpNode(r.Action.HTTP))
+	case r.Action.SSH != nil:
+		put(c, "ssh", sshNode(r.Action.SSH))
 	}
 	put(c, "expect", expectNode(d.Decision))
 	x.tests.Kind = yaml.SequenceNode

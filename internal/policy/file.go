@@ -109,7 +109,7 @@ type hopFile struct {
 }
 
 type resourceFile struct {
-	Kind   string            `yaml:"kind" need:"yes" oneof:"postgres,http"`
+	Kind   string            `yaml:"kind" need:"yes" oneof:"postgres,http,ssh"`
 	Labels map[string]string `yaml:"labels"`
 }
 
@@ -120,6 +120,7 @@ type caseFile struct {
 	At     instant    `yaml:"at" doc:"The time of the request (RFC 3339); noon UTC of 2026-01-05, a Monday, when left out."`
 	SQL    *sqlFile   `yaml:"sql" doc:"A statement, as the gateway judged it."`
 	HTTP   *httpFile  `yaml:"http" doc:"An HTTP request."`
+	SSH    *sshFile   `yaml:"ssh" doc:"An act on a host, as the gateway judged it."`
 	Expect expectFile `yaml:"expect" need:"yes" doc:"What policy must answer."`
 }
 

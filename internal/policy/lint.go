@@ -112,11 +112,8 @@ func (l *linter) waysOf(r *rule, about []clause) []clause {
 
 // kindRead is the kind of resource that has the actions which a condition reads.
 func kindRead(c *condition) access.Kind {
-	switch {
-	case c.reads.has(readsSQL):
-		return access.Postgres
-	case c.reads.has(readsHTTP):
-		return access.HTTP
+	for _, k := range c.reads.kinds() {
+		return k.kind
 	}
 	return ""
 }
@@ -131,7 +128,7 @@ func (l *linter) unreachable(r *rule, about []clause) {
 	case len(about) == 0:
 		l.find(r, LintError, "unreachable", "the policy's principal and resource conditions cannot hold together", "correct them; every rule of the policy is without effect")
 	case kind != "" && len(both(about, onKind(kind))) == 0:
-		what := map[access.Kind]string{access.Postgres: "sql", access.HTTP: "http"}[kind]
+		what := r.when.reads.kinds()[0].variable
 		l.find(r, LintError, "other-kind", fmt.Sprintf("it reads %s, and the policy is never about a resource of kind %s", what, kind),
 			"read what such a resource has, or move the rule to a policy about "+string(kind))
 	default:
@@ -145,10 +142,10 @@ func (l *linter) masks(r *rule, ways []clause) {
 	for _, m := range r.masks {
 		switch {
 		case m.Column != "" && !may(access.Postgres):
-			l.find(r, LintError, "mask-never", fmt.Sprintf("the mask of column %s is never applied: the rule is about HTTP only", m.Column),
+			l.find(r, LintError, "mask-never", fmt.Sprintf("the mask of column %s is never applied: the rule is not about databases", m.Column),
 				"name the field by its JSON pointer: {json: /…}")
 		case m.JSON != "" && !may(access.HTTP):
-			l.find(r, LintError, "mask-never", fmt.Sprintf("the mask of JSON field %s belongs to HTTP, and the rule is about databases only: the gateway refuses what it lets through", m.JSON),
+			l.find(r, LintError, "mask-never", fmt.Sprintf("the mask of JSON field %s belongs to HTTP, which the rule is not about: the gateway refuses what it lets through", m.JSON),
 				"name the column: {column: schema.table.column}")
 		}
 	}

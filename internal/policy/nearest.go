@@ -23,6 +23,9 @@ func (s *Set) unmatched(e *evaluation, sc *scope) access.Decision {
 		d.Hint = best.hint(&e.req)
 	case about:
 		d.Hint = "no rule of the policies that cover you here is about requests of this kind"
+		if ssh := e.req.Action.SSH; ssh != nil && len(ssh.Unknown) > 0 {
+			d.Hint = "no rule is about commands of which it is not known what they run" + whyUnknownSSH(ssh)
+		}
 	default:
 		d.Message = fmt.Sprintf("no policy covers you on %s", e.req.Resource.Name)
 		d.Hint = "ask its owners for a policy that does"
@@ -58,7 +61,7 @@ func (e *evaluation) nearest(sc *scope) (best *shortfall, about bool) {
 		}
 		about = true
 		for _, r := range c.policy.rules {
-			if r.effect == access.Deny || !r.fits(e.req.Action) {
+			if r.effect == access.Deny || r.passedOver(e.req.Action) != "" {
 				continue
 			}
 			if compared++; compared > maxNearest {
@@ -159,6 +162,9 @@ func whyUnknown(req *access.Request) string {
 	}
 	if sql := req.Action.SQL; sql != nil && sql.EstimatedRows == nil {
 		return ": the database did not estimate its size"
+	}
+	if ssh := req.Action.SSH; ssh != nil {
+		return whyUnknownSSH(ssh)
 	}
 	if http := req.Action.HTTP; http != nil {
 		return ": the body is " + bodyStateName(http.BodyState)

@@ -9,8 +9,6 @@ import (
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/parser"
-
-	"chaperone.dev/chaperone/internal/access"
 )
 
 // This file proves that conditions cannot hold together. A condition becomes a
@@ -287,6 +285,8 @@ func isKnownField(variable, name string) bool {
 		return slices.Contains([]string{"text", "command", "read_only", "has_where", "statements", "in_transaction"}, name)
 	case "http":
 		return slices.Contains([]string{"method", "host", "path", bodyStateField}, name)
+	case "ssh":
+		return !slices.Contains(sshUnknowable(), "ssh."+name)
 	}
 	return false
 }
@@ -312,7 +312,9 @@ func contradicts(c clause) bool {
 		}
 		return states[term]
 	}
-	of(kindTerm).allowed = []ref.Val{types.String(access.Postgres), types.String(access.HTTP)}
+	for _, k := range actionKinds() {
+		of(kindTerm).allowed = append(of(kindTerm).allowed, types.String(k.kind))
+	}
 	for i := range c {
 		if !of(c[i].term).add(&c[i]) {
 			return true

@@ -54,10 +54,20 @@ type rule struct {
 
 func (r *rule) ref() access.RuleRef { return r.refs[0] }
 
-// fits reports whether the rule's condition can be about the action at all: a
-// condition on sql never matches an HTTP request, nor the other way around.
-func (r *rule) fits(a access.Action) bool {
-	return (a.SQL != nil || !r.when.reads.has(readsSQL)) && (a.HTTP != nil || !r.when.reads.has(readsHTTP))
+// passedOver returns why the rule cannot be about the action, whatever its
+// condition says, or "": a condition on sql never matches an HTTP request, nor
+// the other way around; and what a command runs being unknown, only a rule that
+// speaks of it (ssh.unknown) lets it through.
+func (r *rule) passedOver(a access.Action) string {
+	for _, k := range actionKinds() {
+		if r.when.reads.has(k.reads) && !k.asked(a) {
+			return "its condition is about another kind of request"
+		}
+	}
+	if r.effect == access.Allow && a.SSH != nil && len(a.SSH.Unknown) > 0 && !r.when.reads.has(readsUnknown) {
+		return "what the command runs is not known, and its condition does not read ssh.unknown"
+	}
+	return ""
 }
 
 // empty reports whether there is nothing to decide by: no Set, or the zero Set.

@@ -52,7 +52,7 @@ func (t *objectType) names() string {
 
 // A vocabulary is everything that conditions can name.
 type vocabulary struct {
-	principal, hop, resource, sql, http, request *objectType
+	principal, hop, resource, sql, http, ssh, request *objectType
 }
 
 func newVocabulary() *vocabulary {
@@ -68,13 +68,14 @@ func newVocabulary() *vocabulary {
 		principal: principalType(hop),
 		resource: newObjectType("resource", "chaperone.Resource",
 			field{"name", cel.StringType, "name of the target", ofResource(func(r *access.Resource, box boxer) any { return box.str(r.Name) })},
-			field{"kind", cel.StringType, "postgres or http", ofResource(func(r *access.Resource, box boxer) any { return box.str(string(r.Kind)) })},
+			field{"kind", cel.StringType, "postgres, http or ssh", ofResource(func(r *access.Resource, box boxer) any { return box.str(string(r.Kind)) })},
 			field{"labels", cel.MapType(cel.StringType, cel.StringType), "labels of the target", ofResource(func(r *access.Resource, box boxer) any {
 				return types.NewStringStringMap(box.adapter, r.Labels)
 			})},
 		),
 		sql:  sqlType(strs),
 		http: httpType(strs),
+		ssh:  sshType(strs),
 		request: newObjectType("request", "chaperone.Request",
 			field{"time", cel.TimestampType, "when the request arrived", func(source any, _ boxer) any {
 				return types.Timestamp{Time: source.(*access.Request).Time}
@@ -84,7 +85,7 @@ func newVocabulary() *vocabulary {
 }
 
 func (v *vocabulary) objectTypes() []*objectType {
-	return []*objectType{v.principal, v.hop, v.resource, v.sql, v.http, v.request}
+	return []*objectType{v.principal, v.hop, v.resource, v.sql, v.http, v.ssh, v.request}
 }
 
 func principalType(hop *objectType) *objectType {
@@ -229,7 +230,8 @@ type boxer struct {
 
 func newBoxer(adapter types.Adapter, v *vocabulary) boxer {
 	b := boxer{adapter: adapter, literals: map[string]ref.Val{"": types.String("")}, unknown: map[string]*types.Unknown{}}
-	for _, name := range []string{"sql.tables", "sql.reads", "sql.writes", "sql.columns", "sql.functions", "sql.locks", "sql.ddl", "sql.privilege", "sql.session", "sql." + rowsField, "sql." + bytesField, "http.body"} {
+	names := []string{"sql.tables", "sql.reads", "sql.writes", "sql.columns", "sql.functions", "sql.locks", "sql.ddl", "sql.privilege", "sql.session", "sql." + rowsField, "sql." + bytesField, "http.body"}
+	for _, name := range append(names, sshUnknowable()...) {
 		b.unknown[name] = types.NewUnknown(0, types.NewAttributeTrail(name))
 	}
 	return b
