@@ -8,6 +8,7 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
 FUZZTIME ?= 1000x
 # Of the differential test of the SQL judge, and a number that chooses them.
 STATEMENTS ?= 100000
+MASKED ?= 40000
 SEED ?= 1
 CORPUS ?= select|join|subselect|union|with|window|regress/json|documentation
 export PATH := $(TOOLS)/bin:$(PATH)
@@ -55,6 +56,9 @@ docs: build ## every command and file shown in the documents
 differential: tools ## 100,000 statements, judged and run on real servers: what was read-only must change nothing; STATEMENTS= SEED=
 	go test -timeout 30m -count=1 -run '^TestDifferential$$' ./internal/sql -differential $(STATEMENTS) -seed $(SEED)
 
+masker: tools ## 40,000 statements asked of servers that differ in masked values alone: answers must not; MASKED= SEED=
+	go test -timeout 60m -count=1 -run '^TestMasker$$' ./internal/sql -masker $(MASKED) -seed $(SEED)
+
 corpus: tools ## the same for PostgreSQL 15's own statements: those of its documentation and of the files that CORPUS= matches
 	go test -timeout 60m -count=1 -run '^TestCorpus$$' ./internal/sql -corpus '$(CORPUS)'
 
@@ -73,4 +77,4 @@ bench: tools build ## CPU per request and per transaction beside Envoy alone, as
 golden: ## write the golden files anew
 	go test ./xds ./internal/... -run Golden -update
 
-.PHONY: help build demo tools test test-fast vet lint race e2e docs fuzz vuln bench golden differential corpus
+.PHONY: help build demo tools test test-fast vet lint race e2e docs fuzz vuln bench golden differential masker corpus

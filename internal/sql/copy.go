@@ -86,10 +86,13 @@ func (b *binder) copyTo(v *pg.RangeVar, names []string) {
 	}
 	src := b.sourceOf(v, r)
 	src.ref.inherit, src.ref.copied = false, copied(r, names)
-	for _, name := range src.ref.copied {
-		if r.Column(name) == nil {
+	for i, name := range src.ref.copied {
+		switch {
+		case r.Column(name) == nil:
 			b.unreadable(-1, "42703", "column %q of relation %q does not exist", name, r.Name)
 			continue
+		case slices.Contains(src.ref.copied[:i], name):
+			b.unreadable(-1, "42701", "column %q specified more than once", name)
 		}
 		b.touch(src, name)
 	}

@@ -115,7 +115,7 @@ func answer(ctx context.Context, conn *pgx.Conn, text string) (string, error) {
 	var out strings.Builder
 	for _, r := range results {
 		for _, f := range r.FieldDescriptions {
-			fmt.Fprintf(&out, "%s:%d ", f.Name, f.DataTypeOID)
+			fmt.Fprintf(&out, "%s:%d(%d) ", f.Name, f.DataTypeOID, f.TypeModifier)
 		}
 		lines := make([]string, len(r.Rows))
 		for i, row := range r.Rows {

@@ -320,7 +320,7 @@ func TestMaskConstants(t *testing.T) {
 		`'***'::"pg_catalog"."varchar"(3)`:            {TypeSchema: "pg_catalog", TypeName: "varchar", Typmod: 7},
 		`NULL::"pg_catalog"."varchar"(2)`:             {TypeSchema: "pg_catalog", TypeName: "varchar", Typmod: 6},
 		`'***'::"pg_catalog"."bpchar"(11)`:            {TypeSchema: "pg_catalog", TypeName: "bpchar", Typmod: 15},
-		`NULL::"pg_catalog"."numeric"`:                {TypeSchema: "pg_catalog", TypeName: "numeric", Typmod: 655366},
+		`NULL::"pg_catalog"."numeric"(10,2)`:          {TypeSchema: "pg_catalog", TypeName: "numeric", Typmod: 655366},
 		`NULL::"pg_catalog"."text"[]`:                 {TypeSchema: "pg_catalog", TypeName: "_text", Typmod: -1},
 		`NULL::"public"."mood"`:                       {TypeSchema: "public", TypeName: "mood", TypeKind: "e", OwnType: "public.mood"},
 		`NULL::"public"."mood"[]`:                     {TypeSchema: "public", TypeName: "_mood", TypeKind: "e", OwnType: "public._mood"},

@@ -331,32 +331,43 @@ func groupedByKey(g *grouping, src *source, r *catalog.Relation) bool {
 // constant is the SQL text of a column's mask: of its exact type, every name
 // qualified, "***" where the type has room for it and NULL elsewhere.
 func (m *masking) constant(c *catalog.Column) string {
-	typ := catalog.QuoteIdentifier(c.TypeSchema) + "." + catalog.QuoteIdentifier(c.TypeName)
+	schema := catalog.QuoteIdentifier(c.TypeSchema) + "."
 	if c.TypeSchema != "pg_catalog" {
 		if c.TypeKind != "e" && !m.library.extensions[c.Extension] {
 			return "NULL::pg_catalog.text" // the type's own functions are not known
 		}
 	}
 	if element, ok := strings.CutPrefix(c.TypeName, "_"); ok {
-		return "NULL::" + catalog.QuoteIdentifier(c.TypeSchema) + "." + catalog.QuoteIdentifier(element) + "[]"
+		return "NULL::" + schema + catalog.QuoteIdentifier(element) + modifier(element, c) + "[]"
 	}
-	if c.TypeSchema != "pg_catalog" {
-		return "NULL::" + typ
-	}
-	room := c.Typmod - 4 // characters; typmods count the length word
-	switch {
-	case c.TypeName == "text":
-	case c.TypeName == "varchar" || c.TypeName == "bpchar":
-		if c.Typmod >= 0 {
-			typ += fmt.Sprintf("(%d)", room)
+	typ := schema + catalog.QuoteIdentifier(c.TypeName) + modifier(c.TypeName, c)
+	switch c.TypeName {
+	case "text", "varchar", "bpchar":
+		if c.TypeSchema == "pg_catalog" {
+			if c.Typmod >= 0 && c.Typmod-4 < 3 { // characters; typmods count the length word
+				return "NULL::" + typ + collate(c)
+			}
+			return "'***'::" + typ + collate(c)
 		}
-		if c.Typmod >= 0 && room < 3 {
-			return "NULL::" + typ + collate(c)
-		}
-	default:
-		return "NULL::" + typ
 	}
-	return "'***'::" + typ + collate(c)
+	return "NULL::" + typ
+}
+
+// modifier is what follows a type's name in parentheses, "" for none.
+func modifier(typ string, c *catalog.Column) string {
+	if c.Typmod < 0 || c.TypeSchema != "pg_catalog" {
+		return ""
+	}
+	switch typ {
+	case "varchar", "bpchar":
+		return fmt.Sprintf("(%d)", c.Typmod-4)
+	case "numeric":
+		n := c.Typmod - 4 // 16 bits of precision over 11 of scale, which has a sign
+		return fmt.Sprintf("(%d,%d)", n>>16&0xffff, (n&0x7ff^1024)-1024)
+	case "bit", "varbit", "time", "timetz", "timestamp", "timestamptz":
+		return fmt.Sprintf("(%d)", c.Typmod)
+	}
+	return ""
 }
 
 func collate(c *catalog.Column) string {

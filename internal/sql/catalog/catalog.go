@@ -93,7 +93,7 @@ type Trigger struct {
 type Type struct {
 	Schema    string `json:"schema"`
 	Name      string `json:"name"`
-	Kind      string `json:"kind"` // pg_type.typtype
+	Kind      string `json:"kind"` // pg_type.typtype, or a for the array type that the server makes of each
 	Extension string `json:"extension,omitempty"`
 }
 

@@ -128,7 +128,7 @@ func extension(class, oid string) string {
 }
 
 var sqlTypes = `
-SELECT n.nspname::text, t.typname::text, t.typtype::text, ` + extension("pg_type", "t.oid") + `
+SELECT n.nspname::text, t.typname::text, CASE WHEN EXISTS (SELECT FROM pg_type e WHERE e.typarray = t.oid) THEN 'a' ELSE t.typtype::text END, ` + extension("pg_type", "t.oid") + `
 FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace LEFT JOIN pg_class c ON c.oid = t.typrelid
 WHERE ` + ours + ` AND (c.oid IS NULL OR c.relkind = 'c') ORDER BY 1, 2`
 
