@@ -82,7 +82,7 @@ rules:
 func site(t *testing.T) *demo.Site {
 	t.Helper()
 	shared.once.Do(func() {
-		shared.site, shared.err = start(context.Background(), demo.Options{})
+		shared.site, shared.err = start(context.Background(), demo.Options{Config: withMesh})
 	})
 	if shared.err != nil {
 		t.Fatal(shared.err)
@@ -94,6 +94,9 @@ func site(t *testing.T) *demo.Site {
 func start(ctx context.Context, o demo.Options) (*demo.Site, error) {
 	dir, err := os.MkdirTemp("", "site")
 	if err != nil {
+		return nil, err
+	}
+	if err := writeMesh(dir); err != nil {
 		return nil, err
 	}
 	policies, err := demo.Policies()

@@ -224,10 +224,16 @@ func (c *check) authenticate(ctx context.Context, in *authv3.CheckRequest) *faul
 	if c.message, f = read(in); f != nil {
 		return f
 	}
-	if c.token, f = c.message.bearer(); f != nil {
-		return f
+	shown, err := identity.Forwarded(c.message.headers[identity.ForwardedHeader])
+	if err != nil {
+		return unauthenticated(err.Error())
 	}
-	return c.verify(ctx)
+	if len(c.message.headers["authorization"]) > 0 || shown.Empty() {
+		if c.token, f = c.message.bearer(); f != nil {
+			return f
+		}
+	}
+	return c.verify(identity.WithShown(ctx, shown))
 }
 
 func (c *check) verify(ctx context.Context) *fault {

@@ -58,7 +58,7 @@ func full(t testing.TB) Config {
 	cert, key := selfSigned(t, "gateway")
 	return Config{
 		Revision: "r1", Hold: 5 * time.Minute, OTLP: "otel.internal:4317", SystemCAs: "/etc/ssl/certs/ca-certificates.crt",
-		Listen: Listen{HTTPS: "0.0.0.0:8443", Postgres: "[::]:5432", Certificate: cert, Key: key},
+		Listen: Listen{HTTPS: "0.0.0.0:8443", Postgres: "[::]:5432", Certificate: cert, Key: key, ClientCAs: cert},
 		Sockets: Sockets{Services: "/run/chaperone/services.sock", Postgres: "/run/chaperone/postgres.sock",
 			API: "/run/chaperone/api.sock"},
 		HTTP: []HTTPResource{
@@ -151,6 +151,7 @@ func TestOnlyWhatChangedChanges(t *testing.T) {
 			c.HTTP[1].Credential = &Credential{Header: "X-Api-Key", Value: access.NewSecret("another")}
 		}, []string{"Secret"}},
 		{"the gateway's certificate", func(c *Config) { c.Listen.Certificate, c.Listen.Key = selfSigned(t, "gateway") }, []string{"Secret"}},
+		{"what clients' certificates must lead to", func(c *Config) { c.Listen.ClientCAs, _ = selfSigned(t, "mesh") }, []string{"Secret"}},
 		{"whether bodies are read", func(c *Config) { c.HTTP[0].ReadBody = true }, []string{"RouteConfiguration"}},
 		{"a new target", func(c *Config) {
 			c.HTTP = append(c.HTTP, HTTPResource{Name: "new", Address: "http://new.internal"})

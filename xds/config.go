@@ -59,6 +59,10 @@ type Listen struct {
 	HTTPS, Postgres string
 	Certificate     []byte        // PEM, leaf first; for HTTPS
 	Key             access.Secret // PEM
+	// ClientCAs, in PEM, are what the certificates of clients must lead to. Nil
+	// asks no client for one; otherwise a client may show one, and what it shows
+	// is told to the services in x-forwarded-client-cert.
+	ClientCAs []byte
 }
 
 // Sockets are the unix sockets of chaperone's own services.
@@ -145,6 +149,9 @@ func (l Listen) certified() error {
 	pair, err := tls.X509KeyPair(l.Certificate, []byte(l.Key.Reveal()))
 	if err != nil {
 		return err
+	}
+	if l.ClientCAs != nil && !x509.NewCertPool().AppendCertsFromPEM(l.ClientCAs) {
+		return errors.New("the client CAs hold no PEM certificate")
 	}
 	leaf := pair.Leaf
 	if leaf.Subject.CommonName == "" && len(leaf.DNSNames)+len(leaf.IPAddresses)+len(leaf.URIs)+len(leaf.EmailAddresses) == 0 {

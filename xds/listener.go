@@ -37,13 +37,17 @@ const (
 	idleMargin       = 5 * time.Minute
 )
 
-const tlsSecret = "gateway"
+// Secrets of the HTTPS listener.
+const (
+	tlsSecret     = "gateway"
+	clientsSecret = "clients" // what certificates of clients must lead to
+)
 
 func listeners(c Config, from source) []*listenerv3.Listener {
 	var out []*listenerv3.Listener
 	if c.Listen.HTTPS != "" {
 		l := listener("https", c.Listen.HTTPS, filter("envoy.filters.network.http_connection_manager", connectionManager(c, from)))
-		l.FilterChains[0].TransportSocket = downstreamTLS(from)
+		l.FilterChains[0].TransportSocket = downstreamTLS(c, from)
 		out = append(out, l)
 	}
 	if c.Listen.Postgres != "" {
@@ -80,17 +84,23 @@ func filter(name string, config proto.Message) *listenerv3.Filter {
 	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(config)}}
 }
 
-func downstreamTLS(from source) *corev3.TransportSocket {
+func downstreamTLS(c Config, from source) *corev3.TransportSocket {
+	t := &tlsv3.DownstreamTlsContext{
+		CommonTlsContext: &tlsv3.CommonTlsContext{
+			TlsParams:     &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
+			AlpnProtocols: []string{"h2", "http/1.1"},
+			// By SDS, so that a new certificate does not drain connections.
+			TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: tlsSecret, SdsConfig: from.config()}},
+		},
+	}
+	if c.Listen.ClientCAs != nil {
+		t.RequireClientCertificate = wrapperspb.Bool(false) // most bring a token
+		t.CommonTlsContext.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
+			ValidationContextSdsSecretConfig: &tlsv3.SdsSecretConfig{Name: clientsSecret, SdsConfig: from.config()}}
+	}
 	return &corev3.TransportSocket{
-		Name: "envoy.transport_sockets.tls",
-		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(&tlsv3.DownstreamTlsContext{
-			CommonTlsContext: &tlsv3.CommonTlsContext{
-				TlsParams:     &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
-				AlpnProtocols: []string{"h2", "http/1.1"},
-				// By SDS, so that a new certificate does not drain connections.
-				TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: tlsSecret, SdsConfig: from.config()}},
-			},
-		})},
+		Name:       "envoy.transport_sockets.tls",
+		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(t)},
 	}
 }
 
@@ -126,6 +136,11 @@ func connectionManager(c Config, from source) *hcmv3.HttpConnectionManager {
 		InternalAddressConfig: &hcmv3.HttpConnectionManager_InternalAddressConfig{
 			CidrRanges: []*corev3.CidrRange{{AddressPrefix: "255.255.255.255", PrefixLen: number(32)}}},
 		EarlyHeaderMutationExtensions: headerRules(),
+
+		// What a client says of its certificate is taken off; what it has shown
+		// and proven stands there instead.
+		ForwardClientCertDetails:    hcmv3.HttpConnectionManager_SANITIZE_SET,
+		SetCurrentClientCertDetails: &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Chain: true},
 
 		// The request timeout would count the time that a request is held.
 		RequestTimeout:        seconds(0),

@@ -70,7 +70,7 @@ func (r HTTPResource) route(match *routev3.RouteMatch, prefix string) *routev3.R
 			HostRewriteSpecifier: &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: t.hostHeader},
 			Timeout:              seconds(0), // streams may last; the idle timeout and the session bound them
 		}},
-		RequestHeadersToRemove:  []string{"authorization", "proxy-authorization", "cookie", "x-envoy-external-address"},
+		RequestHeadersToRemove:  []string{"authorization", "proxy-authorization", "cookie", "x-envoy-external-address", "x-forwarded-client-cert"},
 		ResponseHeadersToRemove: []string{"set-cookie"},
 		TypedPerFilterConfig: map[string]*anypb.Any{
 			extAuthzFilter: pack(&extauthzv3.ExtAuthzPerRoute{

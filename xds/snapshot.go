@@ -77,6 +77,10 @@ func (s *Snapshot) Revision() string { return s.config.Revision }
 func secrets(c Config) []*tlsv3.Secret {
 	out := []*tlsv3.Secret{{Name: tlsSecret, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
 		CertificateChain: inline(c.Listen.Certificate), PrivateKey: inline([]byte(c.Listen.Key.Reveal()))}}}}
+	if c.Listen.ClientCAs != nil {
+		out = append(out, &tlsv3.Secret{Name: clientsSecret, Type: &tlsv3.Secret_ValidationContext{
+			ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(c.Listen.ClientCAs)}}})
+	}
 	for _, r := range c.HTTP {
 		if r.Credential != nil {
 			out = append(out, &tlsv3.Secret{Name: credentialSecret(r.Name), Type: &tlsv3.Secret_GenericSecret{
@@ -146,6 +150,9 @@ func redact(s *tlsv3.Secret) *tlsv3.Secret {
 		out.Type = &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
 			CertificateChain: cert.GetCertificateChain(), PrivateKey: hidden}}
 		return out
+	}
+	if s.GetValidationContext() != nil { // certificates, and no key
+		return s
 	}
 	out.Type = &tlsv3.Secret_GenericSecret{GenericSecret: &tlsv3.GenericSecret{Secret: hidden}}
 	return out

@@ -35,7 +35,7 @@ type revision struct {
 	postgres map[string]postgres.Resource
 	access   map[string]access.Resource
 	literals map[string]*mask.Literals // of HTTP resources with a credential
-	tls      *tls.Certificate
+	tls      *tls.Config               // of the session services
 	envoy    *xds.Snapshot
 	since    time.Time
 }
@@ -63,7 +63,7 @@ func (b *builder) build() (*revision, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen.tls: %w", err)
 	}
-	r.tls = &cert
+	r.tls = sessionTLS(cfg, cert)
 	for _, res := range cfg.Resources {
 		r.access[res.Name] = res.Access()
 		if res.Kind == access.HTTP {
@@ -156,7 +156,7 @@ func envoyConfig(cfg *config.Config, set *policy.Set) xds.Config {
 	out := xds.Config{
 		Revision: set.Revision(),
 		Listen: xds.Listen{HTTPS: cfg.Listen.HTTPS, Postgres: cfg.Listen.Postgres,
-			Certificate: cfg.Listen.TLS.Cert.Bytes(), Key: cfg.Listen.TLS.Key.Secret()},
+			Certificate: cfg.Listen.TLS.Cert.Bytes(), Key: cfg.Listen.TLS.Key.Secret(), ClientCAs: clientCAs(cfg)},
 		Sockets: xds.Sockets{Services: socket(servicesSocket), Postgres: socket(postgresSocket), API: socket(apiSocket)},
 		Hold:    cfg.Approvals.Wait + holdMargin,
 		OTLP:    cfg.Telemetry.OTLP.Endpoint,
@@ -232,6 +232,14 @@ func (c *current) Verify(ctx context.Context, token access.Secret) (access.Princ
 	return c.verifier.Load().Verify(ctx, token)
 }
 
+// Examine asks it about a token that is somebody else's.
+func (c *current) Examine(ctx context.Context, token access.Secret) (access.Principal, error) {
+	return c.verifier.Load().Examine(ctx, token)
+}
+
+// sessionTLS is that of the current revision.
+func (c *current) sessionTLS() *tls.Config { return c.revision.Load().tls }
+
 // postgresResource finds a database of the current revision.
 func (c *current) postgresResource(name string) (postgres.Resource, bool) {
 	r, ok := c.revision.Load().postgres[name]
@@ -249,9 +257,16 @@ func (c *current) credential(resource string) *mask.Literals {
 	return c.revision.Load().literals[resource]
 }
 
-// certificate is the gateway's current one.
-func (c *current) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	return c.revision.Load().tls, nil
+// sessionTLS is what the session services end TLS with: the gateway's current
+// certificate. Clients are asked for theirs where a trust domain is configured;
+// whether it is worth anything the verifier says.
+func sessionTLS(cfg *config.Config, certificate tls.Certificate) *tls.Config {
+	config := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}}
+	if pem := clientCAs(cfg); pem != nil {
+		config.ClientAuth, config.ClientCAs = tls.RequestClientCert, x509.NewCertPool()
+		config.ClientCAs.AppendCertsFromPEM(pem) // validated
+	}
+	return config
 }
 
 // newVerifier makes the verifier of a configuration. own gives the keys of the
@@ -263,6 +278,10 @@ func newVerifier(cfg *config.Config, log *slog.Logger, metrics prometheus.Regist
 			Algorithms: []string{"ES256"}, Skew: *cfg.Identity.Skew, KeyAge: cfg.Identity.KeyAge, MaxLife: issuer.MaxLife, Own: own})
 	}
 	for _, is := range cfg.Identity.Issuers {
+		if is.SPIFFE != nil {
+			c.Domains = append(c.Domains, trustDomain(is))
+			continue
+		}
 		c.Issuers = append(c.Issuers, identity.Issuer{
 			Name: is.Name, URL: is.OIDC.Issuer, JWKSURL: is.OIDC.JWKS, Audiences: is.OIDC.Audiences, Algorithms: is.OIDC.Algorithms,
 			Skew: *is.Skew, KeyAge: cfg.Identity.KeyAge, CA: is.OIDC.CA.Bytes(),
@@ -270,6 +289,25 @@ func newVerifier(cfg *config.Config, log *slog.Logger, metrics prometheus.Regist
 		})
 	}
 	return identity.New(c)
+}
+
+func trustDomain(is config.Issuer) identity.TrustDomain {
+	d := identity.TrustDomain{Name: is.Name, Domain: is.SPIFFE.TrustDomain, Bundle: is.SPIFFE.Bundle.Bytes(), MaxLife: is.SPIFFE.MaxLife, Skew: *is.Skew}
+	for _, id := range is.SPIFFE.IDs {
+		d.Paths = append(d.Paths, identity.SPIFFEPath(id))
+	}
+	return d
+}
+
+// clientCAs are the bundles of all trust domains; nil means that clients are
+// not asked for certificates.
+func clientCAs(cfg *config.Config) (pem []byte) {
+	for _, is := range cfg.Identity.Issuers {
+		if is.SPIFFE != nil {
+			pem = append(append(pem, is.SPIFFE.Bundle.Bytes()...), '\n')
+		}
+	}
+	return pem
 }
 
 // newParser starts the pool of parser workers, which are this same binary.

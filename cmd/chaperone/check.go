@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -55,6 +56,11 @@ func validated(file string) (*config.Config, *policy.Set, *xds.Snapshot, error) 
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	verifier, err := newVerifier(cfg, slog.New(slog.DiscardHandler), nil, nil, nil)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("identity: %w", err)
+	}
+	verifier.Close()
 	snapshot, err := xds.Build(envoyConfig(cfg, set))
 	return cfg, set, snapshot, err
 }

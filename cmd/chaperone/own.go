@@ -27,9 +27,10 @@ func (s *server) own(cfg *config.Config, api http.Handler) (http.Handler, error)
 	mux.Handle("/", api)
 	mux.Handle(directory.Path, directory.Handler(s.directory(cfg)))
 	if cfg.Tokens == nil {
-		return mux, nil
+		return shown(mux), nil
 	}
-	service, err := issuer.New(issuer.Config{Issuer: cfg.Tokens.Issuer, Life: cfg.Tokens.Life, Depth: cfg.Tokens.Depth, Clients: tokenClients(cfg.Tokens)},
+	service, err := issuer.New(issuer.Config{Issuer: cfg.Tokens.Issuer, Life: cfg.Tokens.Life, Depth: cfg.Tokens.Depth, Clients: tokenClients(cfg.Tokens),
+		Certificates: clientCAs(cfg) != nil},
 		issuer.Deps{
 			Keys: s.keys, Verifier: &s.current, Resource: s.current.Resource, MayConnect: s.engine.MayConnect, Recorder: s.recorder, Revoker: s.sessions,
 			MayIntrospect: s.mayIntrospect, Once: s.once, Log: s.log, Metrics: s.metrics,
@@ -41,7 +42,19 @@ func (s *server) own(cfg *config.Config, api http.Handler) (http.Handler, error)
 	tokens := service.Handler()
 	mux.Handle("/oauth/", tokens)
 	mux.Handle(issuer.MetadataPath, tokens)
-	return mux, nil
+	return shown(mux), nil
+}
+
+// shown tells what the client showed to Envoy, which alone can reach next.
+func shown(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s, err := identity.Forwarded(r.Header.Values(identity.ForwardedHeader))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		next.ServeHTTP(w, r.WithContext(identity.WithShown(r.Context(), s)))
+	})
 }
 
 // newVerifier makes the verifier of a configuration as this server uses it.

@@ -4,14 +4,19 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +27,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/config"
+	"chaperone.dev/chaperone/internal/identity"
 	"chaperone.dev/chaperone/internal/strictyaml"
 )
 
@@ -36,12 +42,16 @@ var pages = map[string]access.Principal{
 	"kubernetes":     {Issuer: "cluster", Subject: "system:serviceaccount:orders:reporter", Subagent: "reporter", Instance: "reporter-7d9f", Groups: []string{"orders"}},
 }
 
+// ownTests are the pages without a JSON web token, each with a test of its own.
+var ownTests = []string{"spiffe.md"}
+
 // TestProviderPages: the settings that each page shows read the token that it
 // shows, and Entra's page is right about overage. The provider is one of ours in
 // its place.
 func TestProviderPages(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("../../docs/identity/*.md")
+	files = slices.DeleteFunc(files, func(f string) bool { return slices.Contains(ownTests, filepath.Base(f)) })
 	if err != nil || len(files) != len(pages) {
 		t.Fatalf("%d pages, %d known: %v", len(files), len(pages), err)
 	}
@@ -89,17 +99,70 @@ func shownIn(t *testing.T, page, language string) string {
 	return block
 }
 
-// provider stands in for the one of the settings, and verifies claims as they
-// say.
-func provider(t *testing.T, key *ecdsa.PrivateKey, settings string) func(claims map[string]any) (access.Principal, error) {
+// settingsOf is the one issuer of the settings that a page shows.
+func settingsOf(t *testing.T, settings string) config.Issuer {
 	t.Helper()
-	cfg := &config.Config{}
 	var document struct {
 		Issuers []config.Issuer `yaml:"issuers"`
 	}
 	if _, faults := strictyaml.Decode("page.yaml", []byte("issuers:\n"+settings), &document); faults.Err() != nil || len(document.Issuers) != 1 {
 		t.Fatalf("%v", faults.Err())
 	}
+	return document.Issuers[0]
+}
+
+// TestSPIFFEPage: the paths that the page shows mean what it says.
+func TestSPIFFEPage(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/identity/spiffe.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := settingsOf(t, shownIn(t, string(page), "yaml"))
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign := func(template, parent *x509.Certificate) *x509.Certificate {
+		template.SerialNumber, template.BasicConstraintsValid = big.NewInt(1), true
+		template.NotBefore, template.NotAfter = time.Now().Add(-time.Minute), time.Now().Add(time.Hour)
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	root := &x509.Certificate{IsCA: true, KeyUsage: x509.KeyUsageCertSign}
+	root = sign(root, root)
+	domain := trustDomain(config.Issuer{Name: is.Name, SPIFFE: is.SPIFFE, Skew: new(time.Duration)})
+	domain.Bundle = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw})
+	v, err := identity.New(identity.Config{Domains: []identity.TrustDomain{domain}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(v.Close)
+	for path, want := range map[string]access.Principal{
+		"/ns/orders/sa/reporter": {Subagent: "reporter", Groups: []string{"orders-agents"}}, "/ns/batch/sa/reporter": {Workflow: "batch", Subagent: "reporter"},
+	} {
+		id := &url.URL{Scheme: "spiffe", Host: "prod.example.com", Path: path}
+		leaf := sign(&x509.Certificate{KeyUsage: x509.KeyUsageDigitalSignature, URIs: []*url.URL{id}}, root)
+		got, err := v.Verify(identity.WithShown(t.Context(), identity.ShownChain([]*x509.Certificate{leaf})), access.Secret{})
+		got.Token, want.Issuer, want.Subject = access.TokenRef{}, "mesh", id.String()
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%v\ngot  %+v\nwant %+v", err, got, want)
+		}
+	}
+}
+
+// provider stands in for the one of the settings, and verifies claims as they
+// say.
+func provider(t *testing.T, key *ecdsa.PrivateKey, settings string) func(claims map[string]any) (access.Principal, error) {
+	t.Helper()
+	cfg := &config.Config{}
 	public, err := jwk.FromRaw(key.Public())
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +171,7 @@ func provider(t *testing.T, key *ecdsa.PrivateKey, settings string) func(claims 
 		_ = json.NewEncoder(w).Encode(map[string]any{"keys": []any{public}})
 	}))
 	t.Cleanup(server.Close)
-	is := document.Issuers[0]
+	is := settingsOf(t, settings)
 	shown := is.OIDC.Issuer
 	skew := time.Duration(0)
 	is.Skew, is.OIDC.Issuer, is.OIDC.JWKS, is.OIDC.Algorithms = &skew, server.URL, server.URL, []string{"ES256"}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"time"
 
@@ -62,12 +61,11 @@ func (s *server) closed(ctx context.Context, info access.Session, cause string) 
 
 // postgres makes the session service of PostgreSQL.
 func (s *server) postgres(cfg *config.Config, tracing trace.TracerProvider) (*postgres.Service, error) {
-	certificate := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.current.certificate}
 	return postgres.New(postgres.Config{PlaintextOnLoopback: true, ApprovalWait: cfg.Approvals.Wait,
 		MaxWaitingPerSource: *cfg.Listen.WaitingPerAddress}, postgres.Deps{
 		Verifier: &s.current, Decider: s.engine, Recorder: s.recorder, Approvals: s.approvals, Sessions: s.sessions,
 		Resource: s.current.postgresResource,
-		TLS:      func() *tls.Config { return certificate },
+		TLS:      s.current.sessionTLS,
 		Detector: detector, Usage: s.usage,
 		Rejected: func(err error) bool { return errors.Is(err, identity.ErrTokenRejected) },
 		Log:      s.log, Tracer: tracing.Tracer("postgres"), Metric: s.metrics,

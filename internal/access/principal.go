@@ -43,6 +43,9 @@ type TokenRef struct {
 	ID        string    `json:"id"`
 	IssuedAt  time.Time `json:"issued_at,omitzero"`
 	ExpiresAt time.Time `json:"expires_at"`
+	// Bound is the thumbprint (x5t#S256) of the client certificate without
+	// which the token is nothing; "" for a bearer token.
+	Bound string `json:"bound,omitempty"`
 }
 
 // Key identifies the principal across its tokens: two tokens of the same

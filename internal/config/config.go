@@ -64,6 +64,7 @@ type Identity struct {
 type Issuer struct {
 	Name   string         `yaml:"name" doc:"how decisions and recordings name it"`
 	OIDC   *OIDC          `yaml:"oidc" doc:"an OpenID Connect provider"`
+	SPIFFE *SPIFFE        `yaml:"spiffe" doc:"a SPIFFE trust domain, whose members prove themselves by client certificate"`
 	Claims Claims         `yaml:"claims" doc:"which claim means what"`
 	Skew   *time.Duration `yaml:"skew" doc:"overrides identity.skew"`
 }
@@ -75,6 +76,20 @@ type OIDC struct {
 	Audiences  []string  `yaml:"audiences" doc:"one of these must be in aud"`
 	Algorithms []string  `yaml:"algorithms" doc:"signature algorithms accepted; default RS256 and ES256"`
 	CA         SecretRef `yaml:"ca" doc:"certificates that the provider's TLS must lead to; default the system's"`
+}
+
+// SPIFFE pins one trust domain.
+type SPIFFE struct {
+	TrustDomain string        `yaml:"trust_domain" doc:"as in spiffe://TRUST-DOMAIN/path"`
+	Bundle      SecretRef     `yaml:"bundle" doc:"certificates that those of callers must lead to, PEM"`
+	MaxLife     time.Duration `yaml:"max_life" doc:"longest life of a certificate, 168h at most; default 24h"`
+	IDs         []SPIFFEID    `yaml:"ids" doc:"what the path of an id means; the first that matches does, and without any the caller is refused"`
+}
+
+// SPIFFEID maps paths onto principals.
+type SPIFFEID struct {
+	Path   string   `yaml:"path" doc:"such as /ns/{workflow}/sa/{subagent}: segments are themselves or {user}, {subagent}, {instance}, {workflow}, {job}"`
+	Groups []string `yaml:"groups" doc:"the groups of whoever matches"`
 }
 
 // Claims names the claims that fill a principal.

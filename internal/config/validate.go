@@ -152,15 +152,57 @@ func (v *validation) identity(id *Identity) {
 		}
 		v.skew(path+".skew", *issuer.Skew)
 		v.claims(&issuer.Claims)
-		if issuer.OIDC == nil {
-			v.fault(path+".oidc", "is needed")
+		url := ""
+		switch kinds := issuer.kinds(); {
+		case len(kinds) != 1:
+			v.fault(path, "needs exactly one of oidc and spiffe")
 			continue
+		case issuer.OIDC != nil:
+			url = issuer.OIDC.Issuer
+			v.oidc(path+".oidc", issuer.OIDC)
+		case issuer.SPIFFE != nil:
+			url = "spiffe://" + issuer.SPIFFE.TrustDomain
+			v.spiffe(path+".spiffe", issuer.SPIFFE)
 		}
-		if urls[issuer.OIDC.Issuer] {
-			v.fault(path+".oidc.issuer", "is used twice")
+		if urls[url] {
+			v.fault(path, "is the same provider as another one")
 		}
-		urls[issuer.OIDC.Issuer] = true
-		v.oidc(path+".oidc", issuer.OIDC)
+		urls[url] = true
+	}
+}
+
+// kinds are the kinds of provider that the issuer is said to be.
+func (is *Issuer) kinds() (kinds []string) {
+	for kind, set := range map[string]bool{"oidc": is.OIDC != nil, "spiffe": is.SPIFFE != nil} {
+		if set {
+			kinds = append(kinds, kind)
+		}
+	}
+	return kinds
+}
+
+// spiffe leaves what a trust domain and a path may be to the package that reads
+// them, which judges the whole configuration before it serves.
+func (v *validation) spiffe(path string, s *SPIFFE) {
+	if s.TrustDomain == "" {
+		v.fault(path+".trust_domain", "is needed")
+	}
+	v.secret(path+".bundle", &s.Bundle, true)
+	v.certificates(path+".bundle", &s.Bundle)
+	setDefault(&s.MaxLife, 24*time.Hour)
+	if s.MaxLife < time.Minute || s.MaxLife > 7*24*time.Hour {
+		v.fault(path+".max_life", "is %s; it must be from 1m to 168h", s.MaxLife)
+	}
+	if len(s.IDs) == 0 {
+		v.fault(path+".ids", "at least one path is needed")
+	}
+	for i, id := range s.IDs {
+		if !strings.HasPrefix(id.Path, "/") {
+			v.fault(fmt.Sprintf("%s.ids[%d].path", path, i), "must begin with a slash")
+		}
+		if slices.Contains(id.Groups, "") {
+			v.fault(fmt.Sprintf("%s.ids[%d].groups", path, i), "a group name is empty")
+		}
 	}
 }
 

@@ -180,7 +180,7 @@ func (s *server) authenticate(r *http.Request, roles []Role) (access.Principal, 
 		return access.Principal{}, errUnauthenticated
 	}
 	scheme, token, ok := strings.Cut(values[0], " ")
-	if !ok || !strings.EqualFold(scheme, "Bearer") {
+	if !ok || token == "" || !strings.EqualFold(scheme, "Bearer") {
 		return access.Principal{}, errUnauthenticated
 	}
 	who, err := s.Verifier.Verify(r.Context(), access.NewSecret(token))

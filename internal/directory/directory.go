@@ -96,13 +96,17 @@ func Handler(c Config) http.Handler {
 }
 
 func (c Config) authenticate(r *http.Request) (access.Principal, *access.Denial) {
-	err := errors.New("not exactly one Authorization header")
+	err := errors.New("several Authorization headers")
 	var p access.Principal
 	rejected := true
-	if values := r.Header.Values("Authorization"); len(values) == 1 {
+	switch values := r.Header.Values("Authorization"); len(values) {
+	case 0: // a client certificate may do
+		p, err = c.Verify(r.Context(), access.Secret{})
+		rejected = err == nil || c.Rejected(err)
+	case 1:
 		scheme, token, _ := strings.Cut(values[0], " ")
 		err = errors.New("the authorization scheme is not Bearer")
-		if strings.EqualFold(scheme, "Bearer") {
+		if strings.EqualFold(scheme, "Bearer") && token != "" {
 			p, err = c.Verify(r.Context(), access.NewSecret(token))
 			rejected = err == nil || c.Rejected(err)
 		}

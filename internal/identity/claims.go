@@ -100,6 +100,9 @@ func (is *issuer) read(t *token, nameOf func(url string) string) (*verified, err
 		return nil, rejected("it has no act claim, which each of our own has")
 	}
 	p.Token = access.TokenRef{ID: tokenID(t.signed), ExpiresAt: time.Unix(when.expires, 0).UTC()}
+	if p.Token.Bound, err = confirmation(t.claims); err != nil {
+		return nil, err
+	}
 	if when.hasIssued {
 		p.Token.IssuedAt = time.Unix(when.issued, 0).UTC()
 	}

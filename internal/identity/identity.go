@@ -16,6 +16,10 @@
 //	   │                                │
 //	times ◄─────────────────────────────┘ every time, with the clock's doubts
 //	revocation                            every time
+//	binding                               every time: the certificate that was shown
+//
+// Without a token, the certificate is the identity, if it is a SPIFFE one of a
+// configured trust domain.
 package identity
 
 import (
@@ -24,6 +28,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -52,6 +57,7 @@ type Revocations interface {
 // Config is what a Verifier is made of.
 type Config struct {
 	Issuers []Issuer
+	Domains []TrustDomain
 	// CacheSize bounds the verified tokens that are remembered; 0 is
 	// DefaultCacheSize.
 	CacheSize int
@@ -67,11 +73,14 @@ type Config struct {
 
 // A Verifier verifies tokens. It is safe for concurrent use. Close it.
 type Verifier struct {
-	issuers map[string]*issuer // by the exact iss
+	issuers map[string]*issuer      // by the exact iss
+	domains map[string]*trustDomain // by the trust domain
 	clock   *clock
 	cache   *tokenCache
-	revoked Revocations
-	metrics *metrics
+	// certificates are the chains that were verified, by digest.
+	certificates *tokenCache
+	revoked      Revocations
+	metrics      *metrics
 }
 
 // New returns a Verifier for the issuers of c, or every fault of the
@@ -89,7 +98,7 @@ func New(c Config) (*Verifier, error) {
 	if c.CacheSize < 0 {
 		return nil, errors.New("cache size is negative")
 	}
-	if len(c.Issuers) == 0 {
+	if len(c.Issuers)+len(c.Domains) == 0 {
 		return nil, errors.New("no issuer is configured")
 	}
 	m, err := newMetrics(c.Registerer)
@@ -98,10 +107,13 @@ func New(c Config) (*Verifier, error) {
 	}
 	v := &Verifier{
 		issuers: make(map[string]*issuer, len(c.Issuers)),
+		domains: make(map[string]*trustDomain, len(c.Domains)),
 		clock:   newClock(c.Clock),
 		cache:   newTokenCache(c.CacheSize),
 		revoked: c.Revocations,
 		metrics: m,
+
+		certificates: newTokenCache(c.CacheSize),
 	}
 	var faults []error
 	taken := map[string]bool{}
@@ -118,6 +130,20 @@ func New(c Config) (*Verifier, error) {
 		}
 		taken[config.Name] = true
 		v.issuers[config.URL] = is
+	}
+	for i, config := range c.Domains {
+		d, err := newTrustDomain(config)
+		switch {
+		case err != nil:
+			faults = append(faults, fmt.Errorf("trust domain %d (%s): %w", i, config.Name, err))
+			continue
+		case taken[config.Name]:
+			faults = append(faults, fmt.Errorf("trust domain %d: the name %q is taken", i, config.Name))
+		case v.domains[config.Domain] != nil:
+			faults = append(faults, fmt.Errorf("trust domain %d (%s): the domain is that of another one", i, config.Name))
+		}
+		taken[config.Name] = true
+		v.domains[config.Domain] = d
 	}
 	if len(faults) > 0 {
 		return nil, errors.Join(faults...)
@@ -153,7 +179,10 @@ func (v *Verifier) Close() {
 
 // Invalidate forgets the verified tokens with that TokenRef.ID: the next Verify
 // starts from nothing. It does not by itself refuse them (see Revocations).
-func (v *Verifier) Invalidate(tokenID string) { v.cache.invalidate(tokenID) }
+func (v *Verifier) Invalidate(tokenID string) {
+	v.cache.invalidate(tokenID)
+	v.certificates.invalidate(tokenID)
+}
 
 // TokenID is the id under which a token appears in records: "tok_" and 32 hex
 // digits of the SHA-256 of what the issuer signed. The signature is left out:
@@ -162,9 +191,21 @@ func (v *Verifier) Invalidate(tokenID string) { v.cache.invalidate(tokenID) }
 func TokenID(token access.Secret) string { return tokenID(signedPart(token.Reveal())) }
 
 // Verify returns the principal that the token names, when it is right in every
-// respect at this moment. It may wait a few seconds for an issuer's keys. The
-// result is the caller's.
-func (v *Verifier) Verify(ctx context.Context, token access.Secret) (p access.Principal, err error) {
+// respect at this moment. A token that is bound to a client certificate is right
+// only beside that one (WithShown); without any token, a certificate of a
+// configured trust domain is the identity. It may wait a few seconds for an
+// issuer's keys. The result is the caller's.
+func (v *Verifier) Verify(ctx context.Context, token access.Secret) (access.Principal, error) {
+	return v.verdict(ctx, token, held)
+}
+
+// Examine is Verify but for the certificate to which the token is bound: for
+// questions about a token that is somebody else's.
+func (v *Verifier) Examine(ctx context.Context, token access.Secret) (access.Principal, error) {
+	return v.verdict(ctx, token, func(context.Context, access.TokenRef) error { return nil })
+}
+
+func (v *Verifier) verdict(ctx context.Context, token access.Secret, held func(context.Context, access.TokenRef) error) (p access.Principal, err error) {
 	var is *issuer
 	defer func() {
 		if fault := recover(); fault != nil {
@@ -173,6 +214,14 @@ func (v *Verifier) Verify(ctx context.Context, token access.Secret) (p access.Pr
 		v.metrics.verified(is, err)
 	}()
 	raw := token.Reveal()
+	if shown := ShownIn(ctx); raw == "" && !shown.Empty() {
+		known, err := v.certified(ctx, shown)
+		if err != nil {
+			return access.Principal{}, err
+		}
+		is = known.issuer
+		return known.principal(), nil
+	}
 	if err := checkSize(raw); err != nil {
 		return access.Principal{}, err
 	}
@@ -196,6 +245,9 @@ func (v *Verifier) Verify(ctx context.Context, token access.Secret) (p access.Pr
 		}
 	}
 	if err := v.current(ctx, known); err != nil {
+		return access.Principal{}, named(is, err)
+	}
+	if err := held(ctx, known.who.Token); err != nil {
 		return access.Principal{}, named(is, err)
 	}
 	if fresh {
@@ -234,6 +286,9 @@ func (v *Verifier) examine(ctx context.Context, raw string) (*verified, *issuer,
 func (v *Verifier) nameOf(url string) string {
 	if is := v.issuers[url]; is != nil {
 		return is.name
+	}
+	if domain, ok := strings.CutPrefix(url, "spiffe://"); ok && v.domains[domain] != nil {
+		return v.domains[domain].name
 	}
 	return ""
 }

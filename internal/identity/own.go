@@ -119,6 +119,11 @@ func (v *Verifier) URLOf(name string) string {
 			return url
 		}
 	}
+	for _, d := range v.domains {
+		if d.name == name {
+			return d.url
+		}
+	}
 	return ""
 }
 

@@ -33,7 +33,7 @@ var headerNames = []string{
 
 // claimNames are the claims with a meaning for us, besides the mapped ones.
 var claimNames = []string{
-	"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "act", "may_act", "email_verified", "_claim_names", "hasgroups",
+	"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "act", "may_act", "cnf", "email_verified", "_claim_names", "hasgroups",
 }
 
 func checkSize(raw string) error {

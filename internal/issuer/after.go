@@ -14,7 +14,7 @@ func (s *Service) revoke(r *http.Request, in *form, id string) (any, *fault) {
 	if raw == "" {
 		return nil, invalidRequest("a token is needed")
 	}
-	p, err := s.Verifier.Verify(r.Context(), access.NewSecret(raw))
+	p, err := s.Verifier.Examine(r.Context(), access.NewSecret(raw))
 	switch {
 	case err != nil && s.Rejected(err):
 		return struct{}{}, nil
@@ -51,7 +51,7 @@ func (s *Service) introspect(r *http.Request, in *form, _ string) (any, *fault) 
 	if raw == "" {
 		return nil, invalidRequest("a token is needed")
 	}
-	p, err := s.Verifier.Verify(r.Context(), access.NewSecret(raw))
+	p, err := s.Verifier.Examine(r.Context(), access.NewSecret(raw))
 	switch {
 	case err != nil && s.Rejected(err):
 		return map[string]any{"active": false}, nil
@@ -60,6 +60,9 @@ func (s *Service) introspect(r *http.Request, in *form, _ string) (any, *fault) 
 	}
 	out := map[string]any{"active": true, "token_type": "Bearer", "iss": s.Verifier.URLOf(p.Issuer), "sub": p.Subject, "client_id": p.Subagent,
 		"username": p.User, "exp": p.Token.ExpiresAt.Unix(), "token_id": p.Token.ID, "groups": p.Groups}
+	if p.Token.Bound != "" { // RFC 8705, section 3.2
+		out["cnf"] = map[string]any{"x5t#S256": p.Token.Bound}
+	}
 	if !p.Token.IssuedAt.IsZero() {
 		out["iat"] = p.Token.IssuedAt.Unix()
 	}

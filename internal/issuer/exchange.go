@@ -20,6 +20,9 @@ const (
 	typeAccessToken = "urn:ietf:params:oauth:token-type:access_token"
 	typeJWT         = "urn:ietf:params:oauth:token-type:jwt"
 	typeIDToken     = "urn:ietf:params:oauth:token-type:id_token"
+	// typeCertificate stands for the client certificate of the connection, and
+	// goes with no token.
+	typeCertificate = "urn:chaperone:token-type:client-certificate"
 	detailsType     = identity.DetailsType
 	// resourceURN begins a resource (RFC 8707) that is named by URI.
 	resourceURN = "urn:chaperone:resource:"
@@ -40,6 +43,7 @@ type order struct {
 	actor   access.Principal // with a name; its Token.ID is "" for a client's assertion
 	hop     access.Hop
 	life    time.Duration // asked for; 0 is as long as may be
+	bound   string        // thumbprint of the certificate that was shown
 }
 
 // exchange serves the token endpoint.
@@ -89,9 +93,9 @@ func (s *Service) parties(ctx context.Context, in *form) (*order, *fault) {
 	if f != nil {
 		return nil, f
 	}
-	o := &order{subject: subject, actor: subject}
+	o := &order{subject: subject, actor: subject, bound: identity.ShownIn(ctx).Thumbprint()}
 	switch {
-	case in.get("actor_token") != "":
+	case in.get("actor_token") != "" || in.get("actor_token_type") == typeCertificate:
 		if o.actor, f = s.token(ctx, in, "actor_token"); f != nil {
 			return nil, f
 		}
@@ -117,10 +121,10 @@ func (s *Service) parties(ctx context.Context, in *form) (*order, *fault) {
 // token verifies one of the tokens of a form.
 func (s *Service) token(ctx context.Context, in *form, name string) (access.Principal, *fault) {
 	raw, kind := in.get(name), in.get(name+"_type")
-	if raw == "" {
-		return access.Principal{}, invalidRequest("a " + name + " is needed")
-	}
-	if !slices.Contains([]string{typeAccessToken, typeJWT, typeIDToken}, kind) {
+	switch {
+	case (raw == "") != (kind == typeCertificate):
+		return access.Principal{}, invalidRequest("a " + name + " is needed, unless its type is that of the client certificate")
+	case !slices.Contains([]string{typeAccessToken, typeJWT, typeIDToken, typeCertificate}, kind):
 		return access.Principal{}, invalidRequest("the " + name + "_type must be that of a JWT, an access token or an id token")
 	}
 	p, err := s.Verifier.Verify(ctx, access.NewSecret(raw))
@@ -135,6 +139,9 @@ func (s *Service) token(ctx context.Context, in *form, name string) (access.Prin
 
 // mayAct honours the subject token's own word on who may act for it.
 func (s *Service) mayAct(in *form, o *order) *fault {
+	if in.get("subject_token") == "" { // a certificate says nothing of that
+		return nil
+	}
 	iss, sub, said, err := identity.MayAct(access.NewSecret(in.get("subject_token")))
 	if err != nil {
 		return badToken("subject_token", err)

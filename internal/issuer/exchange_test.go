@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"net/http/httptest"
@@ -42,6 +43,51 @@ func TestExchangeCarriesTheChain(t *testing.T) {
 	}
 	if hop, why := p.OutOfBounds(access.Resource{Name: "billing"}, access.Action{}); hop != 2 || why == "" {
 		t.Errorf("the second hop is for billing still: %d %s", hop, why)
+	}
+}
+
+// TestExchangeBindsToTheCertificate: RFC 8705, and nobody else's certificate.
+func TestExchangeBindsToTheCertificate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *Config) { c.Certificates = true })
+	post := func(certificate string, path string, form url.Values, headers ...string) reply {
+		r := httptest.NewRequest("POST", path, strings.NewReader(form.Encode()))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		for i := 0; i+1 < len(headers); i += 2 {
+			r.Header.Set(headers[i], headers[i+1])
+		}
+		shown := identity.ShownChain([]*x509.Certificate{{Raw: []byte(certificate)}})
+		return w.do(t, r.WithContext(identity.WithShown(r.Context(), shown)))
+	}
+	first := post("mine", TokenPath, exchange(w.user(t, nil), "audience", "orders"))
+	token := first.text("access_token")
+	if first.status != 200 {
+		t.Fatalf("%d %v", first.status, first.body)
+	}
+	for certificate, want := range map[string]int{"mine": 200, "theirs": 400} {
+		if got := post(certificate, TokenPath, exchange(token)); got.status != want {
+			t.Errorf("exchanged with the certificate %q: %d %v", certificate, got.status, got.body)
+		}
+	}
+	if got := w.post(t, TokenPath, exchange(token)); got.status != 400 {
+		t.Errorf("exchanged without a certificate: %d", got.status)
+	}
+	// Who asks about it does not hold its certificate.
+	asked := w.post(t, IntrospectPath, url.Values{"token": {token}}, "Authorization", "Bearer "+w.agent(t, "resource-server", nil))
+	thumbprint := identity.ShownChain([]*x509.Certificate{{Raw: []byte("mine")}}).Thumbprint()
+	if cnf, _ := asked.body["cnf"].(map[string]any); asked.body["active"] != true || cnf["x5t#S256"] != thumbprint {
+		t.Errorf("introspected: %v", asked.body)
+	}
+	if got := w.do(t, httptest.NewRequest("GET", MetadataPath, nil)); got.body["tls_client_certificate_bound_access_tokens"] != true {
+		t.Errorf("metadata: %v", got.body)
+	}
+	for name, form := range map[string]url.Values{
+		"no certificate is an actor": exchange(w.user(t, nil), "audience", "orders", "actor_token_type", typeCertificate),
+		"a token and a certificate":  exchange(w.user(t, nil), "audience", "orders", "actor_token_type", typeCertificate, "actor_token", w.agent(t, "a", nil)),
+	} {
+		if got := w.post(t, TokenPath, form); got.status != 400 {
+			t.Errorf("%s: %d %v", name, got.status, got.body)
+		}
 	}
 }
 

@@ -50,6 +50,9 @@ const (
 // Verify that Rejected does not recognise means that no verdict was reached.
 type Verifier interface {
 	Verify(ctx context.Context, token access.Secret) (access.Principal, error)
+	// Examine is for a token that is asked about, not used: whoever asks does
+	// not hold the certificate that it is bound to.
+	Examine(ctx context.Context, token access.Secret) (access.Principal, error)
 	// NameOf and URLOf translate between an issuer's iss and its configured
 	// name; "" is unknown.
 	NameOf(iss string) string
@@ -71,6 +74,9 @@ type Config struct {
 	Issuer string        // the exact iss: https://host[:port]
 	Life   time.Duration // of a token; 0 is DefaultLife
 	Depth  int           // hops in a chain; 0 is DefaultDepth
+	// Certificates says that clients may show certificates (RFC 8705): tokens
+	// are then bound to them.
+	Certificates bool
 	// Clients authenticate by an assertion (RFC 7523, section 2.2). With any,
 	// every exchange needs one.
 	Clients []Client
@@ -198,6 +204,7 @@ func (s *Service) serveMetadata(w http.ResponseWriter, _ *http.Request) {
 		"token_endpoint_auth_signing_alg_values_supported": assertionAlgorithms,
 		"revocation_endpoint_auth_methods_supported":       []string{"none"},
 		"authorization_details_types_supported":            []string{detailsType},
+		"tls_client_certificate_bound_access_tokens":       s.config.Certificates,
 	})
 }
 

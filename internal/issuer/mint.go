@@ -48,6 +48,7 @@ func (s *Service) mint(o *order) (*minted, *fault) {
 		return nil, badToken("subject_token or actor_token", errors.New("it is about to expire"))
 	}
 	m := &minted{id: strings.ToLower(rand.Text()), principal: o.principal()}
+	m.principal.Token.Bound = o.bound
 	claims, err := s.claims(m, now, expires)
 	if err != nil {
 		return nil, unavailable("no token can be made now", err)
@@ -62,7 +63,7 @@ func (s *Service) mint(o *order) (*minted, *fault) {
 		return nil, f
 	}
 	m.token = access.NewSecret(string(signed))
-	m.principal.Token = access.TokenRef{ID: identity.TokenID(m.token), IssuedAt: now.UTC(), ExpiresAt: expires.UTC()}
+	m.principal.Token = access.TokenRef{ID: identity.TokenID(m.token), IssuedAt: now.UTC(), ExpiresAt: expires.UTC(), Bound: o.bound}
 	return m, nil
 }
 
@@ -86,6 +87,9 @@ func (s *Service) claims(m *minted, now, expires time.Time) ([]byte, error) {
 		if value != "" {
 			claims[name] = value
 		}
+	}
+	if p.Token.Bound != "" { // RFC 8705, section 3.1
+		claims["cnf"] = map[string]any{"x5t#S256": p.Token.Bound}
 	}
 	if len(p.Groups) > 0 {
 		claims["groups"] = p.Groups

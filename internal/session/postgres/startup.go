@@ -15,6 +15,7 @@ import (
 	"github.com/pires/go-proxyproto"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/identity"
 )
 
 // Codes of the first packet of a connection (PostgreSQL manual, "Message
@@ -42,6 +43,7 @@ type connection struct {
 	source        net.Addr // the client as Envoy saw it
 	tlvs          []proxyproto.TLV
 	secure        bool // TLS ends here
+	shown         identity.Shown
 	authenticated func()
 	unwatch       func() bool
 }
@@ -148,8 +150,14 @@ func (c *connection) startTLS(ctx context.Context) error {
 	if err := secured.HandshakeContext(ctx); err != nil {
 		return fmt.Errorf("tls: %w", err)
 	}
-	c.conn, c.secure = secured, true
+	c.enter(secured)
 	return nil
+}
+
+// enter goes on inside TLS.
+func (c *connection) enter(conn *tls.Conn) {
+	c.conn, c.secure = conn, true
+	c.shown = identity.ShownChain(conn.ConnectionState().PeerCertificates)
 }
 
 // directTLS is TLS without an SSLRequest (sslnegotiation=direct), for which the
@@ -168,7 +176,7 @@ func (c *connection) directTLS(first byte) error {
 	if secured.ConnectionState().NegotiatedProtocol != alpnPostgres {
 		return errors.New("tls: direct negotiation without ALPN")
 	}
-	c.conn, c.secure = secured, true
+	c.enter(secured)
 	return nil
 }
 
@@ -295,11 +303,18 @@ func (c *connection) authenticate(ctx context.Context, start *startup) (access.P
 // has a look at it.
 var errNoToken = errors.New("no valid token")
 
+// certificatePassword is what a client that proves itself by its certificate
+// gives as the password: libpq does not send an empty one.
+const certificatePassword = "certificate"
+
 func (c *connection) verify(ctx context.Context, token access.Secret) (access.Principal, error) {
-	if token.Empty() {
+	switch {
+	case token.Empty():
 		return access.Principal{}, fmt.Errorf("%w: empty password", errNoToken)
+	case token.Reveal() == certificatePassword && !c.shown.Empty():
+		token = access.Secret{}
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.StartupTimeout)
+	ctx, cancel := context.WithTimeout(identity.WithShown(ctx, c.shown), c.cfg.StartupTimeout)
 	defer cancel()
 	principal, err := c.deps.Verifier.Verify(ctx, token)
 	if err == nil && !principal.Token.ExpiresAt.After(c.deps.Clock()) {
