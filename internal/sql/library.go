@@ -80,6 +80,16 @@ func newLibrary(curated []string) *library {
 	return l
 }
 
+// computes reports whether a clause is part of an expression whose value shows
+// what decided: what takes part in it is in the lineage of the result.
+func (l *library) computes(clause string) bool {
+	switch clause {
+	case "a condition", "a comparison", "IS NULL", "CASE", "CASE WHEN", "GREATEST or LEAST", "DISTINCT in an aggregate":
+		return true
+	}
+	return l.counting[strings.TrimSuffix(clause, "()")]
+}
+
 // curatedName is schema.name or schema.name(types).
 var curatedName = regexp.MustCompile(`^[^.()\s]+\.[^.()\s]+(\([^()]*\))?$`)
 

@@ -131,13 +131,22 @@ func testCatalog(t testing.TB, change ...func(*catalog.Contents)) *catalog.Snaps
 	part := relation(4, "public", "events_1", "r", "secret", "id int4")
 	part.Parents = []uint32{3}
 	clean := relation(5, "public", "clean", "v", "id int4")
-	clean.Definition, clean.Sources = " SELECT id\n   FROM public.orders;", []uint32{2}
+	clean.Definition, clean.Sources = " SELECT id\n   FROM public.orders;", []catalog.Source{{Relation: 2, Column: "id"}}
 	dirty := relation(6, "public", "dirty", "v", "id int4", "s")
-	dirty.Definition, dirty.Sources = " SELECT id,\n    (c.*)::text AS s\n   FROM public.customers c;", []uint32{1}
+	dirty.Definition, dirty.Sources = " SELECT id,\n    (c.*)::text AS s\n   FROM public.customers c;", []catalog.Source{{Relation: 1, Column: "id"}}
 	over := relation(7, "public", "over", "v", "id int4")
-	over.Definition, over.Sources = " SELECT id\n   FROM public.dirty;", []uint32{6}
-	calls := relation(8, "public", "calls", "v", "id int4")
-	calls.Definition, calls.Sources = " SELECT id, public.mystery(id) AS m\n   FROM public.orders;", []uint32{2}
+	over.Definition, over.Sources = " SELECT id\n   FROM public.dirty;", []catalog.Source{{Relation: 6, Column: "id"}}
+	calls := relation(8, "public", "calls", "v", "id int4", "m")
+	calls.Definition, calls.Sources = " SELECT id, public.mystery(id) AS m\n   FROM public.orders;", []catalog.Source{{Relation: 2, Column: "id"}}
+	chosen := relation(16, "public", "chosen", "v", "id int4")
+	chosen.Definition, chosen.Sources = " SELECT id\n   FROM public.customers\n  WHERE (card ~~ '4%'::text);", []catalog.Source{{Relation: 1, Column: "card"}, {Relation: 1, Column: "id"}}
+	computed := relation(17, "public", "computed", "m", "id int4", "long bool", "name", "n int4", "again")
+	computed.Definition = " SELECT c.id,\n    (length(c.ssn::text) > 3) AS long,\n    c.name,\n    1 AS n,\n    d.s AS again\n   FROM (public.customers c\n     JOIN public.dirty d USING (id));"
+	computed.Sources = []catalog.Source{{Relation: 1, Column: "id"}, {Relation: 1, Column: "ssn"}, {Relation: 1, Column: "name"}, {Relation: 6, Column: "id"}, {Relation: 6, Column: "s"}}
+	chosenTwice := relation(18, "public", "chosen_twice", "v", "id int4")
+	chosenTwice.Definition, chosenTwice.Sources = " SELECT id\n   FROM public.chosen;", []catalog.Source{{Relation: 16, Column: "id"}}
+	untold := relation(19, "public", "untold", "v", "id int4")
+	untold.Definition, untold.Sources = " SELECT id\n   FROM public.customers;", []catalog.Source{{Relation: 1, Column: "id"}, {Relation: 1, Column: "ssn"}}
 	generated := pkey(relation(9, "public", "people", "r", "id int4", "ssn", "last4", "name"), "id")
 	generated.Columns[2].Generated, generated.Columns[2].From = true, []string{"ssn"}
 	ruled := relation(10, "public", "ruled", "r", "id int4")
@@ -151,7 +160,7 @@ func testCatalog(t testing.TB, change ...func(*catalog.Contents)) *catalog.Snaps
 	contents := catalog.Contents{
 		ServerVersion: 180004, Database: "shop", User: "app", SearchPath: []string{"pg_catalog", "public"},
 		Relations: []catalog.Relation{
-			customers, orders, relation(3, "public", "events", "p", "id int4", "secret"), part, clean, dirty, over, calls, generated, ruled,
+			customers, orders, relation(3, "public", "events", "p", "id int4", "secret"), part, clean, dirty, over, calls, chosen, computed, chosenTwice, untold, generated, ruled,
 			triggered, typed,
 			relation(13, "crm", "customers", "r", "id int4", "ssn"),
 			relation(14, "public", "remote", "f", "id int4"),

@@ -23,6 +23,7 @@ func (a *Analyzer) mask(ctx context.Context, st *Statement, cat *catalog.Snapsho
 	if m == nil || st.body == nil {
 		return same, nil
 	}
+	m.views(st.body.viewReads)
 	if r := m.check(st); r != nil {
 		return nil, r
 	}

@@ -163,9 +163,8 @@ func (m *masking) checkReference(st *Statement, ref *reference) *Refusal {
 		return maskedField(text, ref.location, hint, "%s may hold masked values", r.Qualified())
 	}
 	if facts, ok := st.body.viewReads[r]; ok {
-		if source := m.uncleanView(facts); source != "" {
-			return maskedField(text, ref.location, "Read "+source+" itself: its masked columns are masked there.",
-				"%s reads %s, which has masked columns", r.Qualified(), source)
+		if refusal := m.checkView(text, ref, facts); refusal != nil {
+			return refusal
 		}
 	}
 	if !m.hidden(r) || ref.target {
@@ -201,17 +200,39 @@ func (m *masking) unclean(r *catalog.Relation) string {
 	return ""
 }
 
-func (m *masking) uncleanView(f viewFacts) string {
+// checkView refuses a view that reads what may hold masked values, or whose rows
+// a hidden column decides on: which rows it has would tell of the value.
+func (m *masking) checkView(text string, ref *reference, f viewFacts) *Refusal {
+	name := ref.relation.Qualified()
 	for _, oid := range f.reads {
-		r := m.cat.RelationByOID(oid)
-		if r == nil {
-			return "a relation that is not known"
+		source := "a relation that is not known"
+		if r := m.cat.RelationByOID(oid); r != nil {
+			source = r.Qualified()
+			if m.broken[oid] == "" && m.unclean(r) == "" {
+				continue
+			}
 		}
-		if m.hidden(r) || m.broken[oid] != "" || m.unclean(r) != "" {
-			return r.Qualified()
+		return maskedField(text, ref.location, "Read the tables behind it that have no masked columns.",
+			"%s reads %s, which may hold masked values", name, source)
+	}
+	for _, u := range f.decided {
+		if column := m.first(u.columns); column != "" {
+			return maskedField(text, ref.location, "Read the tables behind it: their masked columns are masked there.",
+				"%s uses %s, which is masked, in %s: its rows would tell of the value", name, column, u.clause)
 		}
 	}
-	return ""
+	return nil
+}
+
+// views hides the columns of views that are computed from hidden ones.
+func (m *masking) views(facts map[*catalog.Relation]viewFacts) {
+	for v, f := range facts {
+		for column, from := range f.shown {
+			if m.first(from) != "" {
+				m.hide(v, column)
+			}
+		}
+	}
 }
 
 // checkUse refuses a hidden column where its value would decide on something,

@@ -91,7 +91,7 @@ func (a *Analyzer) unnamed(ctx context.Context, cat *catalog.Snapshot, r *catalo
 // policyDoubts binds one condition of row security as a query of its table.
 func (a *Analyzer) policyDoubts(ctx context.Context, cat *catalog.Snapshot, r *catalog.Relation, condition string, depth int) ([]string, error) {
 	text := "SELECT 1 FROM " + catalog.QuoteIdentifier(r.Schema) + "." + catalog.QuoteIdentifier(r.Name) + " WHERE " + condition
-	b, err := a.bindText(ctx, cat, text)
+	b, _, err := a.bindText(ctx, cat, text)
 	if err != nil {
 		return nil, fmt.Errorf("analyze row security of %s: %w", r.Qualified(), err)
 	}

@@ -16,6 +16,11 @@ import (
 type viewFacts struct {
 	reads   []uint32
 	unknown []string
+	// shown is what each column of the view is computed from, decided what its
+	// rows are chosen, grouped or ordered by: columns of tables, and of the views
+	// between them and this one. They mean something when unknown is empty.
+	shown   map[string]lineage
+	decided []use
 }
 
 type viewKey struct {
@@ -70,96 +75,159 @@ func (a *Analyzer) followViews(ctx context.Context, cat *catalog.Snapshot, b *bi
 }
 
 // viewFacts binds a view's definition, in which every name is qualified, and
-// follows the views in it. What the server itself says it depends on is added.
+// follows the views in it. The server's own account of what it depends on must
+// not hold more.
 func (a *Analyzer) viewFacts(ctx context.Context, cat *catalog.Snapshot, v *catalog.Relation, depth int) (viewFacts, error) {
 	key := viewKey{cat.Version(), v.OID}
 	if f, ok := a.views.get(key); ok {
 		return f, nil
 	}
 	reads := map[uint32]bool{}
-	for _, oid := range v.Sources {
-		reads[oid] = true
+	for _, source := range v.Sources {
+		reads[source.Relation] = true
 	}
-	var unknown []string
-	b, err := a.bindView(ctx, cat, v, depth)
+	var facts viewFacts
+	b, outputs, err := a.bindView(ctx, cat, v, depth)
 	if err != nil {
 		return viewFacts{}, err
 	}
-	if b == nil {
-		unknown = []string{"what view " + v.Qualified() + " does is not known"}
+	if b == nil || !b.accountsFor(v, outputs) {
+		facts.unknown = []string{"what view " + v.Qualified() + " does is not known"}
 	} else {
 		for doubt := range b.unknown {
-			unknown = append(unknown, "view "+v.Qualified()+": "+doubt)
+			facts.unknown = append(facts.unknown, "view "+v.Qualified()+": "+doubt)
 		}
 		for _, ref := range b.references {
 			reads[ref.relation.OID] = true
 		}
+		facts.shown, facts.decided = shownBy(v, outputs), b.decided()
 	}
-	for _, oid := range slices.Collect(maps.Keys(reads)) {
-		inner := cat.RelationByOID(oid)
-		if inner == nil || system(inner) {
+	inner := map[uint32]viewFacts{}
+	for _, oid := range slices.Sorted(maps.Keys(reads)) {
+		r := cat.RelationByOID(oid)
+		if r == nil || system(r) {
 			continue
 		}
-		if inner.Kind != catalog.View && inner.Kind != catalog.MaterializedView {
-			more, err := a.unnamed(ctx, cat, inner, depth)
-			if err != nil {
-				return viewFacts{}, err
-			}
-			unknown = append(unknown, more...)
-			continue
-		}
-		if depth == 0 {
-			unknown = append(unknown, "view "+v.Qualified()+" is nested too deep")
-			continue
-		}
-		f, err := a.viewFacts(ctx, cat, inner, depth-1)
+		f, err := a.behind(ctx, cat, v, r, depth)
 		if err != nil {
 			return viewFacts{}, err
 		}
+		inner[oid] = f
 		for _, oid := range f.reads {
 			reads[oid] = true
 		}
-		unknown = append(unknown, f.unknown...)
+		facts.unknown = append(facts.unknown, f.unknown...)
 	}
-	slices.Sort(unknown)
-	facts := viewFacts{reads: slices.Sorted(maps.Keys(reads)), unknown: slices.Compact(unknown)}
+	facts.through(inner)
+	slices.Sort(facts.unknown)
+	facts.reads, facts.unknown = slices.Sorted(maps.Keys(reads)), slices.Compact(facts.unknown)
 	a.views.put(key, facts)
 	return facts, nil
 }
 
+// behind is what is known of a relation that view v reads.
+func (a *Analyzer) behind(ctx context.Context, cat *catalog.Snapshot, v, r *catalog.Relation, depth int) (viewFacts, error) {
+	if r.Kind != catalog.View && r.Kind != catalog.MaterializedView {
+		unknown, err := a.unnamed(ctx, cat, r, depth)
+		return viewFacts{unknown: unknown}, err
+	}
+	if depth == 0 {
+		return viewFacts{unknown: []string{"view " + v.Qualified() + " is nested too deep"}}, nil
+	}
+	return a.viewFacts(ctx, cat, r, depth-1)
+}
+
+// accountsFor reports whether binding a view's definition found each column that
+// the server says it depends on, and as many results as it has columns.
+func (b *binder) accountsFor(v *catalog.Relation, outputs []output) bool {
+	if len(outputs) != len(v.Columns) {
+		return false
+	}
+	columns := map[columnKey]bool{}
+	for _, ref := range b.references {
+		for _, column := range ref.usedColumns {
+			columns[columnKey{ref.relation.OID, column}] = true
+		}
+	}
+	return !slices.ContainsFunc(v.Sources, func(source catalog.Source) bool {
+		return source.Column != "" && !columns[columnKey{source.Relation, source.Column}]
+	})
+}
+
+// shownBy gives a view's columns their lineage.
+func shownBy(v *catalog.Relation, outputs []output) map[string]lineage {
+	shown := map[string]lineage{}
+	for i, o := range outputs {
+		shown[v.Columns[i].Name] = o.from
+	}
+	return shown
+}
+
+// decided are the uses that decide on rows. Those that compute a value, such as
+// a comparison, flow on into what it is shown as.
+func (b *binder) decided() []use {
+	var list []use
+	for _, u := range b.uses {
+		if u.clause != "" && !b.library.computes(u.clause) {
+			list = append(list, u)
+		}
+	}
+	return list
+}
+
+// through adds, to columns of views, what those are computed from, and what
+// decides on the rows of those views.
+func (f *viewFacts) through(inner map[uint32]viewFacts) {
+	add := func(l lineage) lineage {
+		for key := range l {
+			l = l.union(inner[key.relation].shown[key.name])
+		}
+		return l
+	}
+	for name, l := range f.shown {
+		f.shown[name] = add(l)
+	}
+	for i := range f.decided {
+		f.decided[i].columns = add(f.decided[i].columns)
+	}
+	for _, oid := range slices.Sorted(maps.Keys(inner)) {
+		f.decided = append(f.decided, inner[oid].decided...)
+	}
+}
+
 // bindView binds a definition, or returns nil when it cannot be.
-func (a *Analyzer) bindView(ctx context.Context, cat *catalog.Snapshot, v *catalog.Relation, depth int) (*binder, error) {
+func (a *Analyzer) bindView(ctx context.Context, cat *catalog.Snapshot, v *catalog.Relation, depth int) (*binder, []output, error) {
 	if v.Definition == "" || depth == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
-	b, err := a.bindText(ctx, cat, v.Definition)
+	b, outputs, err := a.bindText(ctx, cat, v.Definition)
 	if err != nil {
-		return nil, fmt.Errorf("analyze view %s: %w", v.Qualified(), err)
+		return nil, nil, fmt.Errorf("analyze view %s: %w", v.Qualified(), err)
 	}
-	return b, nil
+	return b, outputs, nil
 }
 
 // bindText binds a query in which every name outside pg_catalog is qualified, or
 // returns nil when it cannot be.
-func (a *Analyzer) bindText(ctx context.Context, cat *catalog.Snapshot, text string) (*binder, error) {
+func (a *Analyzer) bindText(ctx context.Context, cat *catalog.Snapshot, text string) (*binder, []output, error) {
 	parsed, err := a.parser.Parse(ctx, text)
 	var verdict *parser.Error
 	if errors.As(err, &verdict) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	list := parsed.Tree.GetStmts()
 	if len(list) != 1 || list[0].GetStmt().GetSelectStmt() == nil || a.grammar.check(list[0].GetStmt().ProtoReflect()) != nil {
-		return nil, nil
+		return nil, nil, nil
 	}
 	b := newBinder(text, cat, a.library)
 	b.path = []string{"pg_catalog"}
-	b.selectStmt(list[0].GetStmt().GetSelectStmt(), nil, nil)
+	outputs := b.selectStmt(list[0].GetStmt().GetSelectStmt(), nil, nil)
 	b.settle()
 	if b.refusal != nil || b.unseen(list[0].GetStmt().ProtoReflect()) != nil || b.lost() != nil {
-		return nil, nil
+		return nil, nil, nil
 	}
-	return b, nil
+	return b, outputs, nil
 }

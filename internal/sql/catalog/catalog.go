@@ -42,7 +42,7 @@ type Relation struct {
 	Parents     []uint32     `json:"parents,omitempty"`     // pg_inherits: tables whose reads include this one
 	Constraints []Constraint `json:"constraints,omitempty"` // keys, exclusions and references
 	Definition  string       `json:"definition,omitempty"`  // of a view or matview, every name qualified; "" when unknown
-	Sources     []uint32     `json:"sources,omitempty"`     // relations that a view or matview depends on (pg_depend)
+	Sources     []Source     `json:"sources,omitempty"`     // what a view or matview depends on (pg_depend)
 	HasRules    bool         `json:"has_rules,omitempty"`   // rewrite rules besides a view's own
 	Triggers    []Trigger    `json:"triggers,omitempty"`    // not internal ones
 	// Policies are the conditions of row security on reading, as SQL text in
@@ -52,6 +52,13 @@ type Relation struct {
 	// statistics that call what is outside pg_catalog: the planner runs the parts
 	// of them that are constant. Names in them are qualified like those of Policies.
 	Folded []string `json:"folded,omitempty"`
+}
+
+// A Source is a relation, or a column of one, that a view depends on. Whole rows
+// are not told from the relation.
+type Source struct {
+	Relation uint32 `json:"relation"`
+	Column   string `json:"column,omitempty"` // "" for the relation alone
 }
 
 // A Column is one live row of pg_attribute with a positive number. The type of

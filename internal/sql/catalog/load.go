@@ -265,8 +265,9 @@ func (l *loader) loadViews() error {
 
 func (l *loader) loadViewSources() error {
 	return l.each(sqlViewSources, maxColumns, func(rows pgx.Rows) error {
-		var view, source uint32
-		if err := rows.Scan(&view, &source); err != nil {
+		var view uint32
+		var source Source
+		if err := rows.Scan(&view, &source.Relation, &source.Column); err != nil {
 			return err
 		}
 		if r := l.relation(view); r != nil {

@@ -164,7 +164,7 @@ func checkRelations(t *testing.T, s *catalog.Snapshot) {
 		t.Errorf("constraints of orders: %+v", orders.Constraints)
 	}
 	names, again := s.Relation("public", "names"), s.Relation("public", "names_again")
-	if !strings.Contains(names.Definition, "FROM public.customers") || !slices.Equal(names.Sources, []uint32{customers.OID}) || len(again.Sources) != 2 {
+	if !strings.Contains(names.Definition, "FROM public.customers") || !slices.Equal(names.Sources, []catalog.Source{{Relation: customers.OID, Column: "id"}, {Relation: customers.OID, Column: "name"}}) || len(again.Sources) != 3 {
 		t.Errorf("names: %+v\nagain: %+v", names, again)
 	}
 	if !s.Relation("public", "ruled").HasRules || names.HasRules {

@@ -108,12 +108,15 @@ const sqlViews = `
 SELECT c.oid, pg_get_viewdef(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('v', 'm') AND ` + ours + ` ORDER BY c.oid`
 
+// The server notes each column that a view's rule names, and the relation alone
+// where it names none.
 const sqlViewSources = `
-SELECT DISTINCT w.ev_class, d.refobjid
+SELECT DISTINCT w.ev_class, d.refobjid, coalesce(a.attname::text, '')
 FROM pg_rewrite w JOIN pg_class c ON c.oid = w.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass
+LEFT JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid AND a.attnum > 0
 WHERE c.relkind IN ('v', 'm') AND d.refobjid <> w.ev_class AND ` + ours + `
-ORDER BY 1, 2`
+ORDER BY 1, 2, 3`
 
 // later is what did not come with the server, in pg_catalog too.
 func later(oid string) string {
