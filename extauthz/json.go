@@ -1,18 +1,9 @@
 package extauthz
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
 	"mime"
 	"strings"
-	"unicode/utf8"
 )
-
-// maxDepth bounds the nesting of a body that conditions may read.
-const maxDepth = 64
 
 // isJSON reports whether exactly one Content-Type stands there and says JSON in
 // UTF-8.
@@ -28,75 +19,4 @@ func isJSON(contentType []string) bool {
 		return false
 	}
 	return t == "application/json" || strings.HasPrefix(t, "application/") && strings.HasSuffix(t, "+json")
-}
-
-// decodeJSON decodes exactly one JSON value; numbers are json.Number. A name
-// that stands twice in an object is an error, for readers differ in which of
-// the two they take.
-func decodeJSON(b []byte) (any, error) {
-	if !utf8.Valid(b) {
-		return nil, errors.New("not UTF-8")
-	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.UseNumber()
-	v, err := decodeValue(d, 0)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("more than one value")
-	}
-	return v, nil
-}
-
-func decodeValue(d *json.Decoder, depth int) (any, error) {
-	if depth > maxDepth {
-		return nil, fmt.Errorf("nested more than %d deep", maxDepth)
-	}
-	t, err := d.Token()
-	if err != nil {
-		return nil, err
-	}
-	switch t {
-	case json.Delim('{'):
-		return decodeObject(d, depth)
-	case json.Delim('['):
-		return decodeArray(d, depth)
-	}
-	return t, nil
-}
-
-func decodeObject(d *json.Decoder, depth int) (any, error) {
-	object := map[string]any{}
-	for d.More() {
-		t, err := d.Token()
-		if err != nil {
-			return nil, err
-		}
-		name, ok := t.(string)
-		if !ok {
-			return nil, fmt.Errorf("%v is not a name", t)
-		}
-		if _, twice := object[name]; twice {
-			return nil, fmt.Errorf("%q stands twice", name)
-		}
-		if object[name], err = decodeValue(d, depth+1); err != nil {
-			return nil, err
-		}
-	}
-	_, err := d.Token() // the closing brace
-	return object, err
-}
-
-func decodeArray(d *json.Decoder, depth int) (any, error) {
-	array := []any{}
-	for d.More() {
-		v, err := decodeValue(d, depth+1)
-		if err != nil {
-			return nil, err
-		}
-		array = append(array, v)
-	}
-	_, err := d.Token() // the closing bracket
-	return array, err
 }

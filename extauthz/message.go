@@ -12,6 +12,7 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/strictjson"
 )
 
 // The context extensions of a route: what Envoy's configuration says about the
@@ -194,7 +195,7 @@ func (m *message) readBody(c *access.HTTPCall) *fault {
 	if !isJSON(m.headers["content-type"]) || len(m.headers["content-encoding"]) > 0 {
 		return nil
 	}
-	if body, err := decodeJSON(m.body); err == nil {
+	if body, err := strictjson.Decode(m.body); err == nil {
 		c.Body, c.BodyState = body, access.BodyWhole
 	}
 	return nil

@@ -95,6 +95,8 @@ func writeCard(w io.Writer, a access.Approval) {
 		writeSQL(w, req.Action.SQL)
 	case req.Action.HTTP != nil:
 		writeHTTP(w, req.Action.HTTP)
+	case req.Action.K8s != nil:
+		writeK8s(w, req.Action.K8s)
 	}
 	for _, answer := range a.Answers {
 		verb := "refused"
@@ -135,6 +137,22 @@ func estimateOf(s *access.SQL) string {
 		return "unknown"
 	}
 	return fmt.Sprintf("%d rows, %d bytes", *s.EstimatedRows, *s.EstimatedBytes)
+}
+
+func writeK8s(w io.Writer, k *access.K8s) {
+	fmt.Fprintf(w, "what:\t%s\n", line(k.String()))
+	fmt.Fprintf(w, "call:\t%s %s\n", k.Method, line(k.Path))
+	fmt.Fprintf(w, "powers:\t%s\n", strings.Join(k.Powers, ", "))
+	for i, word := range k.Command {
+		fmt.Fprintf(w, "command %d:\t%s\n", i, line(word))
+	}
+	if k.DryRun {
+		fmt.Fprintf(w, "dry run:\tnothing is stored\n")
+	}
+	fmt.Fprintf(w, "body:\t%d bytes, %s %s\n", k.BodyBytes, line(k.ContentType), k.BodyDigest)
+	if k.BodyState == access.BodyWhole {
+		fmt.Fprintf(w, "content:\n%s\n", block(indentJSON(k.Body)))
+	}
 }
 
 func writeHTTP(w io.Writer, h *access.HTTPCall) {

@@ -15,24 +15,25 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/config"
+	"chaperone.dev/chaperone/internal/kube"
 	"chaperone.dev/chaperone/internal/sql"
 	"chaperone.dev/chaperone/internal/sql/catalog"
 )
 
 // actionFlags say what is asked of which resource.
 type actionFlags struct {
-	resource, kind string
-	labels         map[string]string
-	sql, catalog   string
-	rows, bytes    int64 // what the database would estimate; below 0 is not known
-	http, body     string
-	headers        map[string]string
+	resource, kind  string
+	labels          map[string]string
+	sql, catalog    string
+	rows, bytes     int64 // what the database would estimate; below 0 is not known
+	http, k8s, body string
+	headers         map[string]string
 }
 
 func (a *actionFlags) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&a.resource, "resource", "", "name of the resource")
-	f.StringVar(&a.kind, "kind", "", "kind of the resource, when no configuration says it: postgres or http")
+	f.StringVar(&a.kind, "kind", "", "kind of the resource, when no configuration says it: postgres, http or kubernetes")
 	f.StringToStringVar(&a.labels, "label", nil, "a label of the resource (env=prod), when no configuration says them; may be repeated")
 	f.StringVar(&a.sql, "sql", "", "a statement")
 	f.StringVar(&a.catalog, "catalog", "", "file with the names of the database as JSON, for --sql")
@@ -41,15 +42,16 @@ func (a *actionFlags) flags(c *cobra.Command) {
 	f.StringVar(&a.http, "http", "", `a call: "METHOD /path?query"`)
 	f.StringToStringVar(&a.headers, "header", nil, "a header of the call (name=value); may be repeated")
 	f.StringVar(&a.body, "body", "", "file with the body of the call")
-	c.MarkFlagsMutuallyExclusive("sql", "http")
-	kinds := cobra.FixedCompletions([]string{string(access.Postgres), string(access.HTTP)}, cobra.ShellCompDirectiveNoFileComp)
+	f.StringVar(&a.k8s, "k8s", "", `a request to a Kubernetes API server: "METHOD /path?query", with --body and --header content-type=…`)
+	c.MarkFlagsMutuallyExclusive("sql", "http", "k8s")
+	kinds := cobra.FixedCompletions([]string{string(access.Postgres), string(access.HTTP), string(access.Kubernetes)}, cobra.ShellCompDirectiveNoFileComp)
 	if err := c.RegisterFlagCompletionFunc("kind", kinds); err != nil { // only a flag that is not there
 		panic("chaperone: " + err.Error())
 	}
 }
 
 // given reports whether the flags make a whole action.
-func (a *actionFlags) given() bool { return a.sql != "" || a.http != "" }
+func (a *actionFlags) given() bool { return a.sql != "" || a.http != "" || a.k8s != "" }
 
 // change puts the resource and the action into req.
 func (a *actionFlags) change(ctx context.Context, cfg *config.Config, req *access.Request) (notes []string, err error) {
@@ -65,6 +67,9 @@ func (a *actionFlags) change(ctx context.Context, cfg *config.Config, req *acces
 	case a.http != "":
 		req.Action = access.Action{}
 		req.Action.HTTP, err = a.call()
+	case a.k8s != "":
+		req.Action = access.Action{}
+		req.Action.K8s, err = a.request()
 	}
 	if err == nil && a.given() && req.Resource.Name == "" {
 		err = fmt.Errorf("%w: --resource is needed", errUsage)
@@ -94,14 +99,16 @@ func (a *actionFlags) locate(cfg *config.Config, r *access.Resource) error {
 		}
 	}
 	switch kind := access.Kind(a.kind); {
-	case kind == access.Postgres, kind == access.HTTP:
+	case kind == access.Postgres, kind == access.HTTP, kind == access.Kubernetes:
 		r.Kind = kind
 	case a.kind != "":
-		return fmt.Errorf("%w: --kind is postgres or http", errUsage)
+		return fmt.Errorf("%w: --kind is postgres, http or kubernetes", errUsage)
 	case r.Kind == "" && a.sql != "":
 		r.Kind = access.Postgres
 	case r.Kind == "" && a.http != "":
 		r.Kind = access.HTTP
+	case r.Kind == "" && a.k8s != "":
+		r.Kind = access.Kubernetes
 	}
 	if a.labels != nil {
 		r.Labels = a.labels
@@ -153,13 +160,46 @@ func (a *actionFlags) statement(ctx context.Context) (*access.SQL, []string, err
 	return &action, notes, nil
 }
 
-func (a *actionFlags) call() (*access.HTTPCall, error) {
-	method, target, ok := strings.Cut(strings.TrimSpace(a.http), " ")
-	u, err := url.Parse(strings.TrimSpace(target))
+// requestLine reads "METHOD /path?query".
+func requestLine(flag, text string) (method string, u *url.URL, err error) {
+	method, target, ok := strings.Cut(strings.TrimSpace(text), " ")
+	u, err = url.Parse(strings.TrimSpace(target))
 	if !ok || err != nil || !strings.HasPrefix(u.Path, "/") {
-		return nil, fmt.Errorf(`%w: --http is "METHOD /path?query"`, errUsage)
+		return "", nil, fmt.Errorf(`%w: --%s is "METHOD /path?query"`, errUsage, flag)
 	}
-	call := &access.HTTPCall{Method: strings.ToUpper(method), Host: u.Host, Path: u.Path, Headers: map[string][]string{}}
+	return strings.ToUpper(method), u, nil
+}
+
+// request has the gateway's own judge read it.
+func (a *actionFlags) request() (*access.K8s, error) {
+	method, u, err := requestLine("k8s", a.k8s)
+	if err != nil {
+		return nil, err
+	}
+	r := kube.Request{Method: method, Path: u.Path, Query: u.Query(), Body: kube.Body{Whole: true}}
+	for name, value := range a.headers {
+		if strings.EqualFold(name, "content-type") {
+			r.Body.ContentType = []string{value}
+		}
+	}
+	if a.body != "" {
+		if r.Body.Bytes, err = os.ReadFile(a.body); err != nil {
+			return nil, fmt.Errorf("body: %w", err)
+		}
+	}
+	k, err := kube.Read(r)
+	if err != nil {
+		return nil, fmt.Errorf("whatever policy says, the gateway refuses it: %w", err)
+	}
+	return k, nil
+}
+
+func (a *actionFlags) call() (*access.HTTPCall, error) {
+	method, u, err := requestLine("http", a.http)
+	if err != nil {
+		return nil, err
+	}
+	call := &access.HTTPCall{Method: method, Host: u.Host, Path: u.Path, Headers: map[string][]string{}}
 	if len(u.RawQuery) > 0 {
 		call.Query = u.Query()
 	}

@@ -6,6 +6,7 @@ type Action struct {
 	SQL  *SQL      `json:"sql,omitempty"`
 	HTTP *HTTPCall `json:"http,omitempty"`
 	SSH  *SSHCall  `json:"ssh,omitempty"`
+	K8s  *K8s      `json:"k8s,omitempty"`
 }
 
 // SQL is one statement as the judge understood it. What could not be

@@ -74,6 +74,11 @@ func AskDigest(a Ask) string {
 		call.Body = nil // BodyDigest stands for it
 		action.HTTP = &call
 	}
+	if action.K8s != nil {
+		call := *action.K8s
+		call.Body = nil
+		action.K8s = &call
+	}
 	if action.SQL != nil {
 		statement := *action.SQL
 		statement.EstimatedRows, statement.EstimatedBytes = nil, nil

@@ -14,9 +14,9 @@ import (
 // that what policy allows.
 type Attenuation struct {
 	Resources []string `json:"resources,omitempty" yaml:"resources"` // names
-	ReadOnly  bool     `json:"read_only,omitempty" yaml:"read_only"` // what is known to change nothing: SQL and SSH so judged; GET, HEAD and OPTIONS
-	Methods   []string `json:"methods,omitempty" yaml:"methods"`     // of HTTP
-	Paths     []string `json:"paths,omitempty" yaml:"paths"`         // of HTTP: each with all below it
+	ReadOnly  bool     `json:"read_only,omitempty" yaml:"read_only"` // what is known to change nothing: SQL, SSH and Kubernetes so judged; GET, HEAD and OPTIONS
+	Methods   []string `json:"methods,omitempty" yaml:"methods"`     // of HTTP and Kubernetes
+	Paths     []string `json:"paths,omitempty" yaml:"paths"`         // of HTTP and Kubernetes: each with all below it
 	Tables    []string `json:"tables,omitempty" yaml:"tables"`       // of SQL: schema.table, or schema.*
 	Rows      int64    `json:"rows,omitempty" yaml:"rows"`           // most rows that one statement reads or changes
 	Depth     *int     `json:"depth,omitempty" yaml:"depth"`         // hops that may follow; nil bounds nothing
@@ -120,7 +120,9 @@ func (a *Attenuation) Refuses(resource Resource, action Action) string {
 	case action.SQL != nil:
 		return a.refusesSQL(action.SQL)
 	case action.HTTP != nil:
-		return a.refusesHTTP(action.HTTP)
+		return a.refusesHTTP(action.HTTP.Method, action.HTTP.Path, slices.Contains(safeMethods, action.HTTP.Method))
+	case action.K8s != nil:
+		return a.refusesHTTP(action.K8s.Method, action.K8s.Path, action.K8s.ReadOnly)
 	case action.SSH != nil:
 		return a.refusesSSH(action.SSH)
 	}
@@ -149,13 +151,13 @@ func (a *Attenuation) refusesSQL(q *SQL) string {
 	return ""
 }
 
-func (a *Attenuation) refusesHTTP(h *HTTPCall) string {
+func (a *Attenuation) refusesHTTP(method, path string, reads bool) string {
 	switch {
-	case a.ReadOnly && !slices.Contains(safeMethods, h.Method):
+	case a.ReadOnly && !reads:
 		return "it is for reading only"
-	case len(a.Methods) > 0 && !slices.Contains(a.Methods, h.Method):
+	case len(a.Methods) > 0 && !slices.Contains(a.Methods, method):
 		return "it is for other methods"
-	case len(a.Paths) > 0 && !anyMatches(a.Paths, h.Path, below):
+	case len(a.Paths) > 0 && !anyMatches(a.Paths, path, below):
 		return "it is for other paths"
 	}
 	return ""

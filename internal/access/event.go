@@ -90,6 +90,7 @@ type ApprovalEvent struct {
 type Executed struct {
 	SQL  string    `json:"sql,omitempty"`
 	HTTP *HTTPCall `json:"http,omitempty"`
+	K8s  *K8s      `json:"k8s,omitempty"`
 	// Parameters are the bound values of this execution.
 	Parameters []BoundParameter `json:"parameters,omitempty"`
 	Approval   string           `json:"approval,omitempty"` // the grant that it consumes

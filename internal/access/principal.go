@@ -81,9 +81,10 @@ type Kind string
 
 // The kinds of resource that chaperone serves.
 const (
-	Postgres Kind = "postgres"
-	HTTP     Kind = "http"
-	SSH      Kind = "ssh"
+	Postgres   Kind = "postgres"
+	HTTP       Kind = "http"
+	SSH        Kind = "ssh"
+	Kubernetes Kind = "kubernetes"
 )
 
 // A Resource is a named target. Its address and credential are not part of it:

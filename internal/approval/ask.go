@@ -65,6 +65,9 @@ func (s *Service) newEntry(ask access.Ask) (*entry, error) {
 	if http := ask.Request.Action.HTTP; http != nil && http.BodyState != access.BodyNone && http.BodyDigest == "" {
 		return nil, errors.New("the body is not bound to the request")
 	}
+	if k := ask.Request.Action.K8s; k != nil && k.BodyState != access.BodyNone && k.BodyDigest == "" {
+		return nil, errors.New("the body is not bound to the request")
+	}
 	own := *terms
 	own.Count = max(own.Count, 1)
 	ask.Decision.Obligations.Approval = &own

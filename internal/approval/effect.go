@@ -24,6 +24,8 @@ func Effect(a access.Action) string {
 		if a.HTTP.BodyBytes > 0 {
 			text += fmt.Sprintf(" with a body of %d bytes", a.HTTP.BodyBytes)
 		}
+	case a.K8s != nil:
+		text = k8sEffect(a.K8s)
 	}
 	return line(text)
 }
@@ -44,6 +46,20 @@ func sqlEffect(q *access.SQL) string {
 	}
 	if len(q.Unknown) > 0 {
 		text += " (partly unknown)"
+	}
+	return text
+}
+
+// k8sEffect names the object too: what it is called is no value.
+func k8sEffect(k *access.K8s) string {
+	shape := *k
+	shape.Path = pathShape(k.Path)
+	text := shape.String()
+	if k.DryRun {
+		text += " (dry run)"
+	}
+	if len(k.Powers) > 0 {
+		text += " [" + strings.Join(k.Powers, ", ") + "]"
 	}
 	return text
 }

@@ -165,8 +165,8 @@ func (s *Service) tidy(ctx context.Context) error {
 	err := s.each(ctx, func(e *entry) {
 		if e.final() {
 			slim := *e
-			slim.Approval.Ask.Request.Action.HTTP = nil // bodies are large; only names are needed here
-			slim.Approval.Ask.Request.Action.SQL = nil
+			action := &slim.Approval.Ask.Request.Action
+			action.HTTP, action.K8s, action.SQL = nil, nil, nil // bodies are large; only names are needed here
 			ended = append(ended, old{&slim, e.Ended})
 		}
 	})

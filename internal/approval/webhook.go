@@ -89,6 +89,8 @@ func (s Webhook) told(e *entry, as access.ApprovalState, now time.Time) Told {
 		t.Text = r.Action.SQL.Text
 	case r.Action.HTTP != nil:
 		t.Text = r.Action.HTTP.Method + " " + r.Action.HTTP.Path
+	case r.Action.K8s != nil:
+		t.Text = line(r.Action.K8s.String())
 	}
 	return t
 }

@@ -70,6 +70,8 @@ func what(a access.Action) string {
 		return text
 	case a.HTTP != nil:
 		return a.HTTP.Method + " " + a.HTTP.Path
+	case a.K8s != nil:
+		return a.K8s.String()
 	}
 	return ""
 }

@@ -12,10 +12,12 @@ import (
 // the last four characters of the value.
 const Mark = "***"
 
+// PartialKept is how many characters at its end a partial mask keeps of a value.
+const PartialKept = 4
+
 const (
 	maxMasks       = 1024
-	partialKept    = 4 // characters that a partial mask keeps
-	partialMinimum = 8 // of a shorter value it keeps none
+	partialMinimum = 8 // of a shorter value a partial mask keeps nothing
 )
 
 // A Writer masks one body. Write takes the next piece and returns what is now
@@ -119,7 +121,7 @@ func keepLast(text []byte) []byte {
 		return out
 	}
 	end := len(text)
-	for range partialKept {
+	for range PartialKept {
 		_, n := utf8.DecodeLastRune(text[:end])
 		end -= n
 	}

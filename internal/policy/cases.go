@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/kube"
 	"chaperone.dev/chaperone/internal/strictyaml"
 )
 
@@ -153,7 +154,7 @@ func decodeCases(name string, data []byte) (*casesFile, strictyaml.Faults) {
 			fault(".on", "there is no resource %q under resources", c.On)
 		}
 		if len(kindsOf(c.action())) != 1 {
-			fault("", "a case needs exactly one of sql, http and ssh")
+			fault("", "a case needs exactly one of sql, http, ssh and k8s")
 		}
 		if _, err := parseEffect(c.Expect.Effect); err != nil {
 			fault(".expect.effect", "%s", err)
@@ -169,6 +170,11 @@ func decodeCases(name string, data []byte) (*casesFile, strictyaml.Faults) {
 		if c.SSH != nil {
 			if err := c.SSH.valid(); err != nil {
 				fault(".ssh", "%s", err)
+			}
+		}
+		if c.K8s != nil {
+			if _, err := c.K8s.call(); err != nil {
+				fault(".k8s", "%s", err)
 			}
 		}
 	}
@@ -211,6 +217,11 @@ func (c *caseFile) action() (a access.Action) {
 	}
 	if c.HTTP != nil {
 		a.HTTP = c.HTTP.call()
+	}
+	if c.K8s != nil {
+		if a.K8s, _ = c.K8s.call(); a.K8s == nil {
+			a.K8s = &access.K8s{} // decodeCases reports why
+		}
 	}
 	if c.SSH != nil {
 		a.SSH = c.SSH.call()
@@ -308,6 +319,27 @@ func (h *httpFile) valid() error {
 	default:
 		return fmt.Errorf("body_state must be empty, unread, whole or undecodable, not %q", state)
 	}
+}
+
+// call has the gateway's judge read the request.
+func (k *k8sFile) call() (*access.K8s, error) {
+	if k.BodyJSON != "" && k.Body != nil {
+		return nil, errors.New("a request has one body: body or body_json")
+	}
+	r := kube.Request{Method: k.Method, Path: k.Path, Query: k.Query, Recorded: true, Body: kube.Body{Whole: true, Bytes: []byte(k.BodyJSON)}}
+	if !strings.HasPrefix(k.Path, "/") {
+		return nil, errors.New("a request needs a path that begins with /")
+	}
+	if k.ContentType != "" {
+		r.Body.ContentType = []string{k.ContentType}
+	}
+	if k.Body != nil {
+		var err error
+		if r.Body.Bytes, err = json.Marshal(k.Body); err != nil {
+			return nil, fmt.Errorf("the body is no JSON: %w", err)
+		}
+	}
+	return kube.Read(r)
 }
 
 func (h *httpFile) call() *access.HTTPCall {

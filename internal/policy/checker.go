@@ -104,6 +104,11 @@ func (c *checker) selection(e ast.Expr) {
 		if s.FieldName() == unknownField {
 			c.reads |= readsUnknown
 		}
+	case "k8s":
+		c.reads |= readsK8s
+		if s.FieldName() == bodyField || s.FieldName() == objectField {
+			c.reads |= readsBody
+		}
 	case "request":
 		c.reads |= readsTime
 	}

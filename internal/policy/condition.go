@@ -51,6 +51,7 @@ const (
 	readsEstimate
 	readsSSH
 	readsUnknown // ssh.unknown
+	readsK8s
 )
 
 func (r reading) has(other reading) bool { return r&other != 0 }
@@ -64,11 +65,12 @@ type actionKind struct {
 	asked    func(access.Action) bool // whether the action is of this kind
 }
 
-func actionKinds() [3]actionKind {
+func actionKinds() [4]actionKind {
 	return [...]actionKind{
 		{access.Postgres, "sql", readsSQL, func(a access.Action) bool { return a.SQL != nil }},
 		{access.HTTP, "http", readsHTTP, func(a access.Action) bool { return a.HTTP != nil }},
 		{access.SSH, "ssh", readsSSH, func(a access.Action) bool { return a.SSH != nil }},
+		{access.Kubernetes, "k8s", readsK8s, func(a access.Action) bool { return a.K8s != nil }},
 	}
 }
 

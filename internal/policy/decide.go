@@ -186,6 +186,8 @@ func describe(req *access.Request) string {
 		what = a.HTTP.Method + " " + shortened(a.HTTP.Path)
 	case a.SSH != nil:
 		what = describeSSH(a.SSH)
+	case a.K8s != nil:
+		what = shortened(a.K8s.String())
 	}
 	return what + " on " + req.Resource.Name
 }

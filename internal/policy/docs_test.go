@@ -90,7 +90,7 @@ func TestVocabularyPages(t *testing.T) {
 	}
 	examples := 0
 	for name, s := range map[string]site{
-		"principal": principalSite, "resource": resourceSite, "sql": whenSite, "http": whenSite, "ssh": whenSite, "request": whenSite, "now": whenSite,
+		"principal": principalSite, "resource": resourceSite, "sql": whenSite, "http": whenSite, "ssh": whenSite, "k8s": whenSite, "request": whenSite, "now": whenSite,
 	} {
 		text, err := os.ReadFile("../../docs/policy/" + name + ".md")
 		if err != nil {
@@ -137,7 +137,7 @@ func (p *vocabularyPage) check(t *testing.T, variable string, missing map[string
 			t.Errorf("%s: no test knows what to do with a block of %q", variable, b.language)
 		}
 	}
-	row := regexp.MustCompile("(?m)^\\| `(" + variable + "(?:\\.[a-z_]+)?)` \\| ([^|]+) \\| [^|]+ \\| `(.+)` \\| ([a-z]+) \\|$")
+	row := regexp.MustCompile("(?m)^\\| `(" + variable + "(?:\\.[a-z_]+)*)` \\| ([^|]+) \\| [^|]+ \\| `(.+)` \\| ([a-z]+) \\|$")
 	for _, m := range row.FindAllStringSubmatch(p.text, -1) {
 		name, kind, example, outcome := m[1], m[2], m[3], m[4]
 		if want, known := missing[name]; !known || want != kind {
@@ -193,6 +193,6 @@ func TestDocumentationNames(t *testing.T) {
 }
 
 func typeName(t *cel.Type) string {
-	name := strings.ReplaceAll(t.String(), "chaperone.Hop", "hop")
+	name := strings.NewReplacer("chaperone.Hop", "hop", "chaperone.K8sObject", "object").Replace(t.String())
 	return strings.ReplaceAll(name, "google.protobuf.Timestamp", "timestamp")
 }

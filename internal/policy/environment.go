@@ -46,7 +46,7 @@ func (s site) readable() []string {
 	case resourceSite:
 		return []string{"resource"}
 	}
-	return []string{"principal", "resource", "sql", "http", "ssh", "request", "now"}
+	return []string{"principal", "resource", "sql", "http", "ssh", "k8s", "request", "now"}
 }
 
 func (s site) String() string {
@@ -145,7 +145,7 @@ func (v *vocabulary) declarations(s site) []cel.EnvOption {
 // variableType returns the object type of a variable, nil when it is none.
 func (v *vocabulary) variableType(name string) *objectType {
 	for _, t := range v.objectTypes() {
-		if t.variable == name && t != v.hop {
+		if t.variable == name && t != v.hop && t != v.k8sObject {
 			return t
 		}
 	}

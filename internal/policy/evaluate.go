@@ -43,6 +43,7 @@ type evaluation struct {
 	sql       *object
 	http      *object
 	ssh       *object
+	k8s       *object
 	request   *object
 	matched   [3][]*rule // by effect
 	suspects  []*rule    // deny rules that match because something is unknown
@@ -55,6 +56,7 @@ func newEvaluation(s *Set) *evaluation {
 		sql:     newObject(v.sql, nil, s.env.box),
 		http:    newObject(v.http, nil, s.env.box),
 		ssh:     newObject(v.ssh, nil, s.env.box),
+		k8s:     newObject(v.k8s, nil, s.env.box),
 		request: newObject(v.request, nil, s.env.box),
 	}
 }
@@ -80,6 +82,7 @@ func (s *Set) end(e *evaluation) {
 	e.sql.reset(nil, e.env.box)
 	e.http.reset(nil, e.env.box)
 	e.ssh.reset(nil, e.env.box)
+	e.k8s.reset(nil, e.env.box)
 	e.request.reset(nil, e.env.box)
 	for i := range e.matched {
 		clear(e.matched[i])
@@ -97,7 +100,7 @@ func (e *evaluation) of(req *access.Request, sc *scope, now time.Time) {
 		e.req.Time = now
 	}
 	e.principal, e.resource = sc.object, sc.target.object
-	e.sql.source, e.http.source, e.ssh.source, e.request.source = e.req.Action.SQL, e.req.Action.HTTP, e.req.Action.SSH, &e.req
+	e.sql.source, e.http.source, e.ssh.source, e.k8s.source, e.request.source = e.req.Action.SQL, e.req.Action.HTTP, e.req.Action.SSH, e.req.Action.K8s, &e.req
 	e.small = sc.small && isSmallAction(&e.req.Action)
 }
 
@@ -110,6 +113,8 @@ func (e *evaluation) ResolveName(name string) (any, bool) {
 		return e.http, e.req.Action.HTTP != nil
 	case "ssh":
 		return e.ssh, e.req.Action.SSH != nil
+	case "k8s":
+		return e.k8s, e.req.Action.K8s != nil
 	case "principal":
 		return e.principal, e.principal != nil
 	case "resource":
@@ -212,8 +217,17 @@ func isSmallAction(a *access.Action) bool {
 			isSmallMultimap(h.Query) && isSmallMultimap(h.Headers)
 	case a.SSH != nil:
 		return isSmallSSH(a.SSH)
+	case a.K8s != nil:
+		return isSmallK8s(a.K8s)
 	}
 	return true
+}
+
+func isSmallK8s(k *access.K8s) bool {
+	names := []string{k.Verb, k.Group, k.Version, k.Resource, k.Subresource, k.Namespace, k.Name, k.Path, k.LabelSelector, k.FieldSelector}
+	o := k.Object
+	return areSmall(names, k.Powers, k.Command) && (o == nil || areSmall([]string{o.Kind, o.Type, o.ServiceAccount},
+		o.HostNamespaces, o.HostPaths, o.Capabilities, o.Images, o.Secrets, o.Verbs))
 }
 
 func isSmallMultimap(m map[string][]string) bool {

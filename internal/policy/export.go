@@ -74,6 +74,14 @@ func judgedPart(req access.Request, now time.Time) string {
 		http.BodyDigest, http.BodyBytes = "", 0
 		req.Action.HTTP = &http
 	}
+	if req.Action.K8s != nil {
+		k := *req.Action.K8s
+		k.BodyDigest, k.BodyBytes = "", 0
+		if k.BodyState == access.BodyWhole {
+			k.ContentType = cmp.Or(k.ContentType, "application/json")
+		}
+		req.Action.K8s = &k
+	}
 	return asJSON(req)
 }
 
@@ -102,6 +110,8 @@ func (x *exporter) add(d *access.Decided) error {
 		put(c, "http", httpNode(r.Action.HTTP))
 	case r.Action.SSH != nil:
 		put(c, "ssh", sshNode(r.Action.SSH))
+	case r.Action.K8s != nil:
+		put(c, "k8s", k8sNode(r.Action.K8s))
 	}
 	put(c, "expect", expectNode(d.Decision))
 	x.tests.Kind = yaml.SequenceNode
@@ -167,14 +177,28 @@ func httpNode(h *access.HTTPCall) *yaml.Node {
 		put(n, "body_state", string(h.BodyState))
 		return n
 	}
-	text := asJSON(h.Body)
+	putBody(n, h.Body)
+	return n
+}
+
+func k8sNode(k *access.K8s) *yaml.Node {
+	n := mappingOf("method", k.Method, "path", k.Path, "query", k.Query)
+	if k.BodyState != access.BodyNone {
+		put(n, "content_type", k.ContentType)
+		putBody(n, k.Body)
+	}
+	return n
+}
+
+// putBody adds a decoded body, as YAML where that says the same.
+func putBody(n *yaml.Node, decoded any) {
+	text := asJSON(decoded)
 	var body any
 	if yaml.Unmarshal([]byte(text), &body) == nil && body != nil && asJSON(body) == text {
 		put(n, "body", body)
-		return n
+		return
 	}
 	put(n, "body_json", text)
-	return n
 }
 
 func expectNode(d access.Decision) *yaml.Node {

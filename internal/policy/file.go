@@ -109,7 +109,7 @@ type hopFile struct {
 }
 
 type resourceFile struct {
-	Kind   string            `yaml:"kind" need:"yes" oneof:"postgres,http,ssh"`
+	Kind   string            `yaml:"kind" need:"yes" oneof:"postgres,http,ssh,kubernetes"`
 	Labels map[string]string `yaml:"labels"`
 }
 
@@ -121,6 +121,7 @@ type caseFile struct {
 	SQL    *sqlFile   `yaml:"sql" doc:"A statement, as the gateway judged it."`
 	HTTP   *httpFile  `yaml:"http" doc:"An HTTP request."`
 	SSH    *sshFile   `yaml:"ssh" doc:"An act on a host, as the gateway judged it."`
+	K8s    *k8sFile   `yaml:"k8s" doc:"A request to a Kubernetes API server; the gateway's judge reads it."`
 	Expect expectFile `yaml:"expect" need:"yes" doc:"What policy must answer."`
 }
 
@@ -156,6 +157,15 @@ type httpFile struct {
 	BodyState *string             `yaml:"body_state" oneof:",unread,whole,undecodable" doc:"whole when there is a body, else empty."`
 	Body      any                 `yaml:"body" doc:"The body as it would decode from JSON."`
 	BodyJSON  string              `yaml:"body_json" doc:"The body as JSON text, where YAML would change its numbers."`
+}
+
+type k8sFile struct {
+	Method      string              `yaml:"method" need:"yes"`
+	Path        string              `yaml:"path" need:"yes"`
+	Query       map[string][]string `yaml:"query"`
+	ContentType string              `yaml:"content_type" doc:"application/json when left out; of a patch its kind."`
+	Body        any                 `yaml:"body" doc:"The object or the patch."`
+	BodyJSON    string              `yaml:"body_json" doc:"The body as JSON text, where YAML would change its numbers."`
 }
 
 type expectFile struct {

@@ -144,8 +144,8 @@ func (l *linter) masks(r *rule, ways []clause) {
 		case m.Column != "" && !may(access.Postgres):
 			l.find(r, LintError, "mask-never", fmt.Sprintf("the mask of column %s is never applied: the rule is not about databases", m.Column),
 				"name the field by its JSON pointer: {json: /…}")
-		case m.JSON != "" && !may(access.HTTP):
-			l.find(r, LintError, "mask-never", fmt.Sprintf("the mask of JSON field %s belongs to HTTP, which the rule is not about: the gateway refuses what it lets through", m.JSON),
+		case m.JSON != "" && !may(access.HTTP) && !may(access.Kubernetes):
+			l.find(r, LintError, "mask-never", fmt.Sprintf("the mask of JSON field %s belongs to HTTP and Kubernetes, which the rule is not about: the gateway refuses what it lets through", m.JSON),
 				"name the column: {column: schema.table.column}")
 		}
 	}

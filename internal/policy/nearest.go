@@ -169,6 +169,15 @@ func whyUnknown(req *access.Request) string {
 	if http := req.Action.HTTP; http != nil {
 		return ": the body is " + bodyStateName(http.BodyState)
 	}
+	if k := req.Action.K8s; k != nil {
+		switch {
+		case k.Verb == "patch":
+			return ": a patch does not say what becomes of the object"
+		case k.BodyState != access.BodyWhole:
+			return ": the body is " + bodyStateName(k.BodyState)
+		}
+		return ": the object is of a kind, or has fields, that the gateway does not know"
+	}
 	return ""
 }
 

@@ -287,6 +287,8 @@ func isKnownField(variable, name string) bool {
 		return slices.Contains([]string{"method", "host", "path", bodyStateField}, name)
 	case "ssh":
 		return !slices.Contains(sshUnknowable(), "ssh."+name)
+	case "k8s":
+		return name != bodyField && name != objectField
 	}
 	return false
 }

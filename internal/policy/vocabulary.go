@@ -52,7 +52,7 @@ func (t *objectType) names() string {
 
 // A vocabulary is everything that conditions can name.
 type vocabulary struct {
-	principal, hop, resource, sql, http, ssh, request *objectType
+	principal, hop, resource, sql, http, ssh, k8s, k8sObject, request *objectType
 }
 
 func newVocabulary() *vocabulary {
@@ -63,19 +63,22 @@ func newVocabulary() *vocabulary {
 		field{"user", cel.StringType, "the person, when known", ofHop(func(h *access.Hop) string { return h.User })},
 		field{"actor", cel.StringType, "who was allowed to act", ofHop(func(h *access.Hop) string { return h.Actor })},
 	)
+	k8sObject := k8sObjectType(strs)
 	return &vocabulary{
 		hop:       hop,
 		principal: principalType(hop),
 		resource: newObjectType("resource", "chaperone.Resource",
 			field{"name", cel.StringType, "name of the target", ofResource(func(r *access.Resource, box boxer) any { return box.str(r.Name) })},
-			field{"kind", cel.StringType, "postgres, http or ssh", ofResource(func(r *access.Resource, box boxer) any { return box.str(string(r.Kind)) })},
+			field{"kind", cel.StringType, "postgres, http, ssh or kubernetes", ofResource(func(r *access.Resource, box boxer) any { return box.str(string(r.Kind)) })},
 			field{"labels", cel.MapType(cel.StringType, cel.StringType), "labels of the target", ofResource(func(r *access.Resource, box boxer) any {
 				return types.NewStringStringMap(box.adapter, r.Labels)
 			})},
 		),
-		sql:  sqlType(strs),
-		http: httpType(strs),
-		ssh:  sshType(strs),
+		sql:       sqlType(strs),
+		http:      httpType(strs),
+		ssh:       sshType(strs),
+		k8s:       k8sType(strs, k8sObject),
+		k8sObject: k8sObject,
 		request: newObjectType("request", "chaperone.Request",
 			field{"time", cel.TimestampType, "when the request arrived", func(source any, _ boxer) any {
 				return types.Timestamp{Time: source.(*access.Request).Time}
@@ -85,7 +88,7 @@ func newVocabulary() *vocabulary {
 }
 
 func (v *vocabulary) objectTypes() []*objectType {
-	return []*objectType{v.principal, v.hop, v.resource, v.sql, v.http, v.ssh, v.request}
+	return []*objectType{v.principal, v.hop, v.resource, v.sql, v.http, v.ssh, v.k8s, v.k8sObject, v.request}
 }
 
 func principalType(hop *objectType) *objectType {
@@ -219,6 +222,10 @@ func ofHTTP(read func(*access.HTTPCall, boxer) any) func(any, boxer) any {
 	return func(source any, box boxer) any { return read(source.(*access.HTTPCall), box) }
 }
 
+func ofK8s(read func(*access.K8s, boxer) any) func(any, boxer) any {
+	return func(source any, box boxer) any { return read(source.(*access.K8s), box) }
+}
+
 // A boxer turns Go values into CEL values. Strings that some condition names
 // literally are boxed once, when the set is loaded: most names in a request
 // are among them. It is read-only once the set is loaded.
@@ -230,9 +237,12 @@ type boxer struct {
 
 func newBoxer(adapter types.Adapter, v *vocabulary) boxer {
 	b := boxer{adapter: adapter, literals: map[string]ref.Val{"": types.String("")}, unknown: map[string]*types.Unknown{}}
-	names := []string{"sql.tables", "sql.reads", "sql.writes", "sql.columns", "sql.functions", "sql.locks", "sql.ddl", "sql.privilege", "sql.session", "sql." + rowsField, "sql." + bytesField, "http.body"}
+	names := []string{"sql.tables", "sql.reads", "sql.writes", "sql.columns", "sql.functions", "sql.locks", "sql.ddl", "sql.privilege", "sql.session", "sql." + rowsField, "sql." + bytesField, "http.body", "k8s.body"}
 	for _, name := range append(names, sshUnknowable()...) {
 		b.unknown[name] = types.NewUnknown(0, types.NewAttributeTrail(name))
+	}
+	for _, fact := range access.K8sFacts() {
+		b.unknown["k8s.object."+fact] = types.NewUnknown(0, types.NewAttributeTrail("k8s.object."+fact))
 	}
 	return b
 }

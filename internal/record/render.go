@@ -220,6 +220,9 @@ func (r *renderer) action(a access.Action) {
 	case a.HTTP != nil:
 		r.text = callLine(a.HTTP)
 		r.call(a.HTTP)
+	case a.K8s != nil:
+		r.text = a.K8s.String()
+		r.k8s(a.K8s)
 	}
 }
 
@@ -246,15 +249,27 @@ func callLine(c *access.HTTPCall) string {
 
 func (r *renderer) call(c *access.HTTPCall) {
 	r.bar(callLine(c))
+	r.sent(c.Body, c.BodyBytes, c.BodyState)
+}
+
+func (r *renderer) k8s(k *access.K8s) {
+	r.bar(k.String())
+	for _, word := range k.Command {
+		r.bar("  " + word)
+	}
+	r.sent(k.Body, k.BodyBytes, k.BodyState)
+}
+
+func (r *renderer) sent(body any, bytes int64, state access.BodyState) {
 	switch {
-	case c.Body != nil:
-		b, err := json.MarshalIndent(c.Body, "", "  ")
+	case body != nil:
+		b, err := json.MarshalIndent(body, "", "  ")
 		if err != nil {
 			b = []byte("a body that cannot be shown")
 		}
 		r.foreign(string(b))
-	case c.BodyBytes > 0:
-		r.line("  a body of %d bytes (%s)", c.BodyBytes, string(c.BodyState))
+	case bytes > 0:
+		r.line("  a body of %d bytes (%s)", bytes, string(state))
 	}
 }
 
@@ -298,6 +313,9 @@ func (r *renderer) executed(x *access.Executed) {
 	case x.HTTP != nil && callLine(x.HTTP) != r.text:
 		r.line("  sent on as")
 		r.call(x.HTTP)
+	case x.K8s != nil && x.K8s.String() != r.text:
+		r.line("  sent on as")
+		r.k8s(x.K8s)
 	case x.SQL != "" && x.SQL != r.text:
 		r.line("  sent on as")
 		r.foreign(x.SQL)
