@@ -58,8 +58,8 @@ func full(t testing.TB) Config {
 	cert, key := selfSigned(t, "gateway")
 	return Config{
 		Revision: "r1", Hold: 5 * time.Minute, OTLP: "otel.internal:4317", SystemCAs: "/etc/ssl/certs/ca-certificates.crt",
-		Listen: Listen{HTTPS: "0.0.0.0:8443", Postgres: "[::]:5432", Certificate: cert, Key: key, ClientCAs: cert},
-		Sockets: Sockets{Services: "/run/chaperone/services.sock", Postgres: "/run/chaperone/postgres.sock",
+		Listen: Listen{HTTPS: "0.0.0.0:8443", Postgres: "[::]:5432", SSH: "0.0.0.0:2222", Certificate: cert, Key: key, ClientCAs: cert},
+		Sockets: Sockets{Services: "/run/chaperone/services.sock", Postgres: "/run/chaperone/postgres.sock", SSH: "/run/chaperone/ssh.sock",
 			API: "/run/chaperone/api.sock"},
 		HTTP: []HTTPResource{
 			{Name: "wiki", Address: "http://[2001:db8::1]:8080"},
@@ -83,7 +83,7 @@ func build(t testing.TB, c Config) *Snapshot {
 func TestGolden(t *testing.T) {
 	t.Parallel()
 	postgresOnly := full(t)
-	postgresOnly.Listen.HTTPS, postgresOnly.HTTP, postgresOnly.OTLP = "", nil, ""
+	postgresOnly.Listen.HTTPS, postgresOnly.Listen.SSH, postgresOnly.HTTP, postgresOnly.OTLP = "", "", nil, ""
 	for name, c := range map[string]Config{"full": full(t), "postgres-only": postgresOnly} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -183,9 +183,10 @@ func TestFaults(t *testing.T) {
 		edit func(*Config)
 		want string
 	}{
-		{"nowhere to listen", func(c *Config) { c.Listen.HTTPS, c.Listen.Postgres = "", "" }, "nothing to listen on"},
+		{"nowhere to listen", func(c *Config) { c.Listen.HTTPS, c.Listen.Postgres, c.Listen.SSH = "", "", "" }, "nothing to listen on"},
 		{"name for an address", func(c *Config) { c.Listen.HTTPS = "localhost:8443" }, `listen https: "localhost:8443" is not IP:port`},
 		{"port 0", func(c *Config) { c.Listen.Postgres = "127.0.0.1:0" }, "listen postgres"},
+		{"no socket for SSH", func(c *Config) { c.Sockets.SSH = "" }, "listen ssh: its service has no socket"},
 		{"no socket", func(c *Config) { c.Sockets.Services = "" }, "listen https: its service has no socket"},
 		{"no certificate", func(c *Config) { c.Listen.Certificate = nil }, "listen tls"},
 		{"certificate of another key", func(c *Config) { c.Listen.Certificate = other }, "listen tls"},

@@ -25,6 +25,7 @@ import (
 const (
 	servicesCluster = "chaperone-services"
 	postgresCluster = "chaperone-postgres"
+	sshCluster      = "chaperone-ssh"
 	apiCluster      = "chaperone-api"
 	otlpCluster     = "otlp"
 )
@@ -52,7 +53,10 @@ func clusters(c Config, from source) []*clusterv3.Cluster {
 		}
 	}
 	if c.Listen.Postgres != "" {
-		out = append(out, sessions(c.Sockets.Postgres))
+		out = append(out, sessions(postgresCluster, c.Sockets.Postgres))
+	}
+	if c.Listen.SSH != "" {
+		out = append(out, sessions(sshCluster, c.Sockets.SSH))
 	}
 	if c.OTLP != "" {
 		host, port, _ := splitHostPort(c.OTLP) // validate has seen it
@@ -110,10 +114,10 @@ func services(path string) *clusterv3.Cluster {
 	return c
 }
 
-// sessions carries Postgres connections, each behind a PROXY protocol v2 header
-// with the client's address.
-func sessions(path string) *clusterv3.Cluster {
-	c := local(postgresCluster, path)
+// sessions carries the connections of a session service, each behind a PROXY
+// protocol v2 header with the client's address.
+func sessions(name, path string) *clusterv3.Cluster {
+	c := local(name, path)
 	c.TransportSocket = &corev3.TransportSocket{
 		Name: "envoy.transport_sockets.upstream_proxy_protocol",
 		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(&proxyprotov3.ProxyProtocolUpstreamTransport{

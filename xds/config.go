@@ -56,9 +56,9 @@ type Config struct {
 // Listen says where clients connect. An empty address leaves that listener out.
 // Addresses are IP:port; Envoy cannot choose a port itself.
 type Listen struct {
-	HTTPS, Postgres string
-	Certificate     []byte        // PEM, leaf first; for HTTPS
-	Key             access.Secret // PEM
+	HTTPS, Postgres, SSH string
+	Certificate          []byte        // PEM, leaf first; for HTTPS
+	Key                  access.Secret // PEM
 	// ClientCAs, in PEM, are what the certificates of clients must lead to. Nil
 	// asks no client for one; otherwise a client may show one, and what it shows
 	// is told to the services in x-forwarded-client-cert.
@@ -69,6 +69,7 @@ type Listen struct {
 type Sockets struct {
 	Services string // gRPC: Authorization and ExternalProcessor
 	Postgres string // the session service, behind PROXY protocol v2
+	SSH      string // the same for SSH
 	API      string // HTTP/1.1: /api/v1, /oauth, /.well-known; "" leaves the routes out
 }
 
@@ -102,11 +103,11 @@ var reservedHeaders = []string{"host", "connection", "content-length", "content-
 func (c Config) validate() error {
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
-	if c.Listen.HTTPS == "" && c.Listen.Postgres == "" {
+	if c.Listen.HTTPS == "" && c.Listen.Postgres == "" && c.Listen.SSH == "" {
 		fault("nothing to listen on")
 	}
 	for _, a := range []struct{ name, address, socket string }{
-		{"https", c.Listen.HTTPS, c.Sockets.Services}, {"postgres", c.Listen.Postgres, c.Sockets.Postgres}} {
+		{"https", c.Listen.HTTPS, c.Sockets.Services}, {"postgres", c.Listen.Postgres, c.Sockets.Postgres}, {"ssh", c.Listen.SSH, c.Sockets.SSH}} {
 		if a.address == "" {
 			continue
 		}

@@ -32,7 +32,7 @@ const (
 	bufferLimit      = 64 << 10
 	headersTimeout   = 10 * time.Second
 	idleConnection   = time.Hour
-	idleSession      = 24 * time.Hour // a Postgres connection; chaperone's own deadline is sooner
+	idleSession      = 24 * time.Hour // a connection of a session; chaperone's own deadline is sooner
 	holdMargin       = 30 * time.Second
 	idleMargin       = 5 * time.Minute
 )
@@ -51,13 +51,21 @@ func listeners(c Config, from source) []*listenerv3.Listener {
 		out = append(out, l)
 	}
 	if c.Listen.Postgres != "" {
-		out = append(out, listener("postgres", c.Listen.Postgres, filter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
-			StatPrefix:       "postgres",
-			ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: postgresCluster},
-			IdleTimeout:      seconds(idleSession),
-		})))
+		out = append(out, listener("postgres", c.Listen.Postgres, toSessions("postgres", postgresCluster)))
+	}
+	if c.Listen.SSH != "" {
+		out = append(out, listener("ssh", c.Listen.SSH, toSessions("ssh", sshCluster)))
 	}
 	return out
+}
+
+// toSessions passes connections on to a session service.
+func toSessions(name, cluster string) *listenerv3.Filter {
+	return filter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
+		StatPrefix:       name,
+		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: cluster},
+		IdleTimeout:      seconds(idleSession),
+	})
 }
 
 func listener(name, address string, last *listenerv3.Filter) *listenerv3.Listener {

@@ -22,6 +22,7 @@ import (
 	"chaperone.dev/chaperone/internal/mask"
 	"chaperone.dev/chaperone/internal/policy"
 	"chaperone.dev/chaperone/internal/session/postgres"
+	"chaperone.dev/chaperone/internal/session/ssh"
 	"chaperone.dev/chaperone/internal/sql"
 	"chaperone.dev/chaperone/internal/sql/parser"
 	"chaperone.dev/chaperone/xds"
@@ -33,6 +34,7 @@ type revision struct {
 	config   *config.Config
 	policies *policy.Set
 	postgres map[string]postgres.Resource
+	ssh      map[string]ssh.Resource
 	access   map[string]access.Resource
 	literals map[string]*mask.Literals // of HTTP resources with a credential
 	tls      *tls.Config               // of the session services
@@ -57,7 +59,8 @@ func (b *builder) build() (*revision, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &revision{config: cfg, policies: set, since: time.Now(), postgres: map[string]postgres.Resource{}, access: map[string]access.Resource{},
+	r := &revision{config: cfg, policies: set, since: time.Now(), postgres: map[string]postgres.Resource{},
+		ssh: map[string]ssh.Resource{}, access: map[string]access.Resource{},
 		literals: map[string]*mask.Literals{}}
 	cert, err := tls.X509KeyPair(cfg.Listen.TLS.Cert.Bytes(), cfg.Listen.TLS.Key.Bytes())
 	if err != nil {
@@ -69,10 +72,13 @@ func (b *builder) build() (*revision, error) {
 		if res.Kind == access.HTTP {
 			r.literals[res.Name] = mask.NewLiterals(credentialForms(res.HTTP.Credential.Value.Secret())...)
 		}
-		if res.Kind != access.Postgres {
-			continue
+		switch res.Kind {
+		case access.Postgres:
+			r.postgres[res.Name], err = b.postgres(res)
+		case access.SSH:
+			r.ssh[res.Name], err = sshTarget(res)
 		}
-		if r.postgres[res.Name], err = b.postgres(res); err != nil {
+		if err != nil {
 			return nil, fmt.Errorf("resource %s: %w", res.Name, err)
 		}
 	}
@@ -145,6 +151,7 @@ const (
 	adsSocket      = "ads.sock"
 	servicesSocket = "services.sock"
 	postgresSocket = "postgres.sock"
+	sshSocket      = "ssh.sock"
 	apiSocket      = "api.sock"
 )
 
@@ -155,9 +162,9 @@ func envoyConfig(cfg *config.Config, set *policy.Set) xds.Config {
 	socket := func(name string) string { return cfg.Sockets + "/" + name }
 	out := xds.Config{
 		Revision: set.Revision(),
-		Listen: xds.Listen{HTTPS: cfg.Listen.HTTPS, Postgres: cfg.Listen.Postgres,
+		Listen: xds.Listen{HTTPS: cfg.Listen.HTTPS, Postgres: cfg.Listen.Postgres, SSH: cfg.Listen.SSH,
 			Certificate: cfg.Listen.TLS.Cert.Bytes(), Key: cfg.Listen.TLS.Key.Secret(), ClientCAs: clientCAs(cfg)},
-		Sockets: xds.Sockets{Services: socket(servicesSocket), Postgres: socket(postgresSocket), API: socket(apiSocket)},
+		Sockets: xds.Sockets{Services: socket(servicesSocket), Postgres: socket(postgresSocket), SSH: socket(sshSocket), API: socket(apiSocket)},
 		Hold:    cfg.Approvals.Wait + holdMargin,
 		OTLP:    cfg.Telemetry.OTLP.Endpoint,
 	}

@@ -19,16 +19,23 @@ import (
 )
 
 func envCommand() *cobra.Command {
-	g, t, whole := &gateway{}, &tokenWish{}, false
+	g, t, whole, hosts := &gateway{}, &tokenWish{}, false, ""
 	c := &cobra.Command{
 		Use:   "env RESOURCE...",
-		Short: "Print what to set for psql and curl to reach resources",
+		Short: "Print what to set for psql, curl and ssh to reach resources",
 		Long: `env asks the gateway how your token reaches the resources and prints what to set. When the gateway
-has a token service, the token is one for these resources alone (--whole-token keeps yours).`,
+has a token service, the token is one for these resources alone (--whole-token keeps yours).
+
+With --ssh-config it prints lines for ~/.ssh/config instead, after which ssh, scp, sftp, rsync, git and ansible
+reach the hosts by their names, each time with a certificate that is fresh (see chaperone ssh-cert).`,
 		Example: `  eval "$(chaperone env orders)"; psql
+  chaperone env web --ssh-config >> ~/.ssh/config; ssh web uptime
   chaperone env billing -o json`,
 		Args: cobra.MinimumNArgs(1), ValidArgsFunction: g.completeResources,
 		RunE: func(c *cobra.Command, args []string) error {
+			if c.Flags().Changed("ssh-config") {
+				return g.sshConfig(c, args, hosts)
+			}
 			token, found, err := g.reach(c.Context(), t, args, whole)
 			if err != nil {
 				return err
@@ -44,6 +51,8 @@ has a token service, the token is one for these resources alone (--whole-token k
 	g.flags(c)
 	t.flags(c)
 	c.Flags().BoolVar(&whole, "whole-token", false, "use your token as it is")
+	c.Flags().StringVar(&hosts, "ssh-config", "", "print lines for ssh_config, with keys in this folder; default "+defaultSSHFolder)
+	c.Flags().Lookup("ssh-config").NoOptDefVal = defaultSSHFolder
 	return c
 }
 
@@ -125,7 +134,12 @@ func (g *gateway) variables(found []directory.Resource) map[string]string {
 	}
 	for _, r := range found {
 		name := "CHAPERONE_" + strings.ToUpper(strings.ReplaceAll(r.Name, "-", "_")) + "_URL"
-		if r.Kind != access.Postgres {
+		switch r.Kind {
+		case access.Postgres:
+		case access.SSH:
+			set[name] = (&url.URL{Scheme: "ssh", User: url.User(r.User + "@" + r.Name), Host: r.Host + ":" + strconv.Itoa(r.Port)}).String()
+			continue
+		default:
 			set[name] = r.URL
 			continue
 		}

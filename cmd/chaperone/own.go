@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -17,6 +15,7 @@ import (
 	"chaperone.dev/chaperone/internal/directory"
 	"chaperone.dev/chaperone/internal/identity"
 	"chaperone.dev/chaperone/internal/issuer"
+	"chaperone.dev/chaperone/internal/session/ssh/authority"
 	"chaperone.dev/chaperone/internal/store"
 )
 
@@ -26,6 +25,9 @@ func (s *server) own(cfg *config.Config, api http.Handler) (http.Handler, error)
 	mux := http.NewServeMux()
 	mux.Handle("/", api)
 	mux.Handle(directory.Path, directory.Handler(s.directory(cfg)))
+	if s.sshKeys != nil {
+		mux.Handle(authority.Path, s.certificates())
+	}
 	if cfg.Tokens == nil {
 		return shown(mux), nil
 	}
@@ -76,11 +78,9 @@ func (s *server) directory(cfg *config.Config) directory.Config {
 			}
 			return all
 		},
-		PostgresPort: func() int {
-			_, port, _ := net.SplitHostPort(s.current.revision.Load().config.Listen.Postgres) // validated; "" is none
-			n, _ := strconv.Atoi(port)
-			return n
-		},
+		PostgresPort: func() int { return portOf(s.current.revision.Load().config.Listen.Postgres) },
+		SSHPort:      func() int { return portOf(s.current.revision.Load().config.Listen.SSH) },
+		Accounts:     s.current.accounts,
 	}
 	if cfg.Tokens != nil {
 		c.TokenEndpoint = cfg.Tokens.Issuer + issuer.TokenPath

@@ -13,8 +13,8 @@ func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "chaperone",
 		Short: "Access gateway for subagents",
-		Long: `chaperone lets subagents (CI jobs, pipelines, LLM agents) reach databases and
-HTTP services without ever holding a credential. Stock Envoy carries the bytes;
+		Long: `chaperone lets subagents (CI jobs, pipelines, LLM agents) reach databases,
+hosts and HTTP services without ever holding a credential. Stock Envoy carries the bytes;
 this program decides, holds, masks, injects and records.`,
 		Example: `  chaperone check --config chaperone.yaml      validate configuration and policies
   chaperone run --config chaperone.yaml        run the gateway with its Envoy
@@ -27,7 +27,7 @@ this program decides, holds, masks, injects and records.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.AddCommand(
 		runCommand(), serveCommand(), bootstrapCommand(), checkCommand(), doctorCommand(),
-		tokenCommand(), envCommand(), execCommand(), approvalsCommand(), sessionsCommand(), evidenceCommand(), policyCommand(),
+		tokenCommand(), sshCertCommand(), envCommand(), execCommand(), approvalsCommand(), sessionsCommand(), evidenceCommand(), policyCommand(),
 		schemaCommand(), demoCommand(),
 	)
 	usageErrors(root)

@@ -32,6 +32,8 @@ import (
 	"chaperone.dev/chaperone/internal/quota"
 	"chaperone.dev/chaperone/internal/record"
 	"chaperone.dev/chaperone/internal/session"
+	"chaperone.dev/chaperone/internal/session/ssh"
+	"chaperone.dev/chaperone/internal/session/ssh/authority"
 	"chaperone.dev/chaperone/internal/store"
 	"chaperone.dev/chaperone/internal/telemetry"
 	"chaperone.dev/chaperone/xds"
@@ -76,7 +78,8 @@ type server struct {
 	sessions  *session.Registry
 	calls     *session.HTTPSessions
 	usage     *quota.Service
-	keys      *issuer.Keys // nil: no token service
+	keys      *issuer.Keys    // nil: no token service
+	sshKeys   *authority.Keys // nil: no SSH
 	builder   *builder
 	engine    *policy.Engine
 	current   current
@@ -205,6 +208,10 @@ func (s *server) run(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
+	hosts, err := s.ssh(cfg, tracing)
+	if err != nil {
+		return err
+	}
 	authorizer, tap, err := s.http(cfg)
 	if err != nil {
 		return err
@@ -234,6 +241,7 @@ func (s *server) run(ctx context.Context, cfg *config.Config) error {
 	err = errors.Join(
 		on(servicesSocket, func(ctx context.Context, l net.Listener) error { return serveGRPC(ctx, services, l) }),
 		on(postgresSocket, sql.Serve),
+		s.serveSSH(cfg, hosts, on),
 		on(apiSocket, func(ctx context.Context, l net.Listener) error {
 			return serveHTTP(ctx, own, l)
 		}),
@@ -245,6 +253,14 @@ func (s *server) run(ctx context.Context, cfg *config.Config) error {
 		group.Go(func() error { return err })
 	}
 	return group.Wait()
+}
+
+// serveSSH serves hosts when there is a listener for them.
+func (s *server) serveSSH(cfg *config.Config, hosts *ssh.Service, on func(string, func(context.Context, net.Listener) error) error) error {
+	if hosts == nil {
+		return nil
+	}
+	return on(sshSocket, hosts.Serve)
 }
 
 func (s *server) serveMetrics(ctx context.Context, group *errgroup.Group, address string) error {

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"chaperone.dev/chaperone/internal/localserver"
+	"chaperone.dev/chaperone/internal/session/ssh/authority"
 )
 
 //go:embed files
@@ -35,6 +36,7 @@ const (
 	Sofia = "sofia@example.com" // security: reads recordings
 	Tom   = "tom@example.com"   // nobody in particular
 	Rhea  = "rhea@example.com"  // at the order desk, and a senior engineer too
+	Omar  = "omar@example.com"  // his agents look after the host web
 
 	Reporter = "reporter@example.com" // the account of a subagent that is nobody without a user
 )
@@ -46,6 +48,7 @@ var people = []localserver.Person{
 	{Email: Sofia, Groups: []string{"security"}},
 	{Email: Tom, Groups: []string{"everyone"}, Workflow: "curiosity"},
 	{Email: Reporter, Workflow: "weekly-report"},
+	{Email: Omar, Groups: []string{"web-agents"}, Workflow: "log-watch"},
 	{Email: Rhea, Groups: []string{"orders-agents", "senior-engineers"}, Workflow: "backlog"},
 }
 
@@ -54,6 +57,7 @@ type Options struct {
 	Dir             string        // everything lives here; a missing folder is made
 	Binary          string        // the chaperone program
 	HTTPS, Postgres int           // ports; 0 takes free ones
+	SSH             int           // the same
 	PostgresVersion string        // "" takes what is found
 	ShortLifetime   time.Duration // of the second provider's tokens; 5s
 	OTLP            string        // host:port of a trace collector, or none
@@ -72,11 +76,13 @@ type Site struct {
 	Dir         string
 	HTTPSPort   int
 	PGPort      int
+	SSHPort     int
 	MetricsPort int
 	Dex, Short  *localserver.Dex
 	Database    *localserver.Postgres
 	Billing     *Billing
 	Hook        *Hook
+	Host        *localserver.SSHD // nil: there is no sshd on this machine
 	Gateway     *Gateway
 	DBPassword  string
 	APIKey      string
@@ -111,6 +117,7 @@ func Start(ctx context.Context, o Options) (site *Site, err error) {
 		{"two OpenID Connect providers (Dex), the second with short-lived tokens", s.providers},
 		{"PostgreSQL with the database orders", s.database},
 		{"the HTTP service billing and a webhook listener", s.services},
+		{"an OpenSSH server, the host web", s.host},
 		{"configuration and policies", s.configure},
 		{"chaperone and Envoy", s.gateway},
 	} {
@@ -143,7 +150,7 @@ func (s *Site) folder() error {
 	}
 	s.lock = lock
 	// Only what a demo makes is removed: the folder may have been a mistake.
-	for _, name := range []string{"pg", "dex", "short", "data", "run", "secrets", "policies", "proposed", "cases", "chaperone.yaml", "gateway.crt", "gateway.key", "ca.crt", "tokens", "gateway.log"} {
+	for _, name := range []string{"pg", "dex", "short", "sshd", "data", "run", "secrets", "policies", "proposed", "cases", "chaperone.yaml", "gateway.crt", "gateway.key", "ca.crt", "tokens", "gateway.log"} {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("demo: %w", err)
 		}
@@ -181,9 +188,27 @@ func (s *Site) services(context.Context) (err error) {
 	return err
 }
 
+// host starts sshd, which trusts the authority that the gateway will have. It is
+// the one server that the demo does without where it is missing.
+func (s *Site) host(ctx context.Context) error {
+	if _, err := localserver.SSHDPath(); err != nil {
+		s.options.Progress(err.Error() + "; the chapter on hosts is left out")
+		return nil
+	}
+	if _, err := authority.Open(s.path("data", "ssh")); err != nil {
+		return err
+	}
+	host, err := localserver.StartSSHD(ctx, s.path("sshd"), s.path("data", "ssh", "target_ca.pub"))
+	if err != nil {
+		return err
+	}
+	s.Host = host
+	return write(s.path("sshd", "home", "app.log"), "09:30 started\n09:31 card 4111 1111 1111 1111 refused\n", 0o644)
+}
+
 // configure writes configuration, policies and secrets.
 func (s *Site) configure(context.Context) (err error) {
-	for _, port := range []struct{ want, got *int }{{&s.options.HTTPS, &s.HTTPSPort}, {&s.options.Postgres, &s.PGPort}, {new(int), &s.MetricsPort}} {
+	for _, port := range []struct{ want, got *int }{{&s.options.HTTPS, &s.HTTPSPort}, {&s.options.Postgres, &s.PGPort}, {&s.options.SSH, &s.SSHPort}, {new(int), &s.MetricsPort}} {
 		if *port.got = *port.want; *port.got == 0 {
 			if *port.got, err = localserver.FreePort(); err != nil {
 				return err
@@ -240,7 +265,7 @@ func (s *Site) config() (string, error) {
 	}
 	var b strings.Builder
 	err = t.Execute(&b, map[string]any{
-		"HTTPSPort": s.HTTPSPort, "PostgresPort": s.PGPort, "MetricsPort": s.MetricsPort,
+		"HTTPSPort": s.HTTPSPort, "PostgresPort": s.PGPort, "MetricsPort": s.MetricsPort, "SSHPort": s.SSHPort, "Host": s.Host,
 		"Issuer": s.Dex.Issuer, "ShortIssuer": s.Short.Issuer,
 		"PostgresTarget": s.Database.Addr, "BillingTarget": s.Billing.URL, "Hook": s.Hook.URL, "OTLP": s.options.OTLP,
 	})
@@ -348,6 +373,9 @@ func (s *Site) Close() {
 	}
 	if s.Billing != nil {
 		s.Billing.Close()
+	}
+	if s.Host != nil {
+		_ = s.Host.Close() // it only waits
 	}
 	if s.Database != nil {
 		_ = s.Database.Close() // it only waits

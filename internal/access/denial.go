@@ -122,6 +122,20 @@ func (d *Denial) Status() int {
 	}
 }
 
+// ExitCode is the exit status that carries the denial to the user of an SSH
+// client (sysexits.h): 75 when the same may pass later, 77 when it will not.
+func (d *Denial) ExitCode() int {
+	switch d.Reason {
+	case ApprovalRequired, Unavailable:
+		return 75 // EX_TEMPFAIL
+	case LimitExceeded:
+		if d.Limit != "" && !d.Frees.IsZero() {
+			return 75
+		}
+	}
+	return 77 // EX_NOPERM
+}
+
 // ProblemType is the media type of Problem (RFC 9457).
 const ProblemType = "application/problem+json"
 

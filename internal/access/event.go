@@ -34,6 +34,7 @@ type Event struct {
 	Executed *Executed       `json:"executed,omitempty"`
 	Rows     *Rows           `json:"rows,omitempty"`
 	Body     *BodyChunk      `json:"body,omitempty"`
+	Stream   *StreamChunk    `json:"stream,omitempty"`
 	Ended    *Ended          `json:"ended,omitempty"`
 	Notice   *Notice         `json:"notice,omitempty"`
 	Admin    *Administrative `json:"admin,omitempty"`
@@ -91,6 +92,7 @@ type Executed struct {
 	SQL  string    `json:"sql,omitempty"`
 	HTTP *HTTPCall `json:"http,omitempty"`
 	K8s  *K8s      `json:"k8s,omitempty"`
+	SSH  *SSHCall  `json:"ssh,omitempty"`
 	// Parameters are the bound values of this execution.
 	Parameters []BoundParameter `json:"parameters,omitempty"`
 	Approval   string           `json:"approval,omitempty"` // the grant that it consumes
@@ -116,14 +118,46 @@ type BodyChunk struct {
 	Omitted int64               `json:"omitted,omitempty"`
 }
 
+// The streams of an act on a host.
+const (
+	Stdin  = "stdin"
+	Stdout = "stdout" // of a terminal: all that it shows
+	Stderr = "stderr"
+)
+
+// A StreamChunk is one piece of a stream of an act on a host, as the client sent
+// or received it, with secrets replaced. Text that is not UTF-8 is in Bytes. A
+// terminal's size comes with Stdout, in a chunk of its own: the first before
+// everything else, and one for each resize.
+type StreamChunk struct {
+	Name    string `json:"name"`
+	Text    string `json:"text,omitempty"`
+	Bytes   []byte `json:"bytes,omitempty"`
+	Columns int    `json:"columns,omitempty"`
+	Rows    int    `json:"rows,omitempty"`
+	Term    string `json:"term,omitempty"` // kind of terminal, with the first size
+	// Omitted counts bytes left out: the recording bound was reached, or they
+	// are a file in transit or other binary.
+	Omitted int64 `json:"omitted,omitempty"`
+}
+
+// A StreamSum is all of a stream, as it passed the gateway, before anything was
+// replaced in the recording.
+type StreamSum struct {
+	Name   string `json:"name"`
+	Bytes  int64  `json:"bytes"`
+	SHA256 string `json:"sha256"`
+}
+
 // Ended closes a request: how it came out at the target.
 type Ended struct {
-	Tag      string        `json:"tag,omitempty"` // command tag, or HTTP status
+	Tag      string        `json:"tag,omitempty"` // command tag, HTTP status, or "exit 0" and "signal TERM"
 	Rows     int64         `json:"rows,omitempty"`
 	Bytes    int64         `json:"bytes,omitempty"`
 	Masked   int64         `json:"masked,omitempty"` // values that detectors or field masks replaced
 	Duration time.Duration `json:"duration,omitempty"`
 	Error    string        `json:"error,omitempty"` // as the client received it
+	Streams  []StreamSum   `json:"streams,omitempty"`
 }
 
 // A Notice is text shown to the client beside results.
@@ -159,6 +193,8 @@ func (e Event) Type() string {
 		return "rows"
 	case e.Body != nil:
 		return "body"
+	case e.Stream != nil:
+		return "stream"
 	case e.Ended != nil:
 		return "ended"
 	case e.Notice != nil:

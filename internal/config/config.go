@@ -20,6 +20,7 @@ import (
 type Config struct {
 	Listen    Listen     `yaml:"listen" doc:"where Envoy listens"`
 	Identity  Identity   `yaml:"identity" doc:"who may vouch for callers"`
+	SSH       SSHGateway `yaml:"ssh" doc:"the gateway's own keys and certificates for SSH"`
 	Tokens    *Tokens    `yaml:"tokens" doc:"the gateway's own token service; left out, there is none"`
 	Resources []Resource `yaml:"resources" doc:"the targets"`
 	Policies  string     `yaml:"policies" doc:"folder of policy files, one policy a file"`
@@ -42,15 +43,22 @@ type Config struct {
 type Listen struct {
 	HTTPS    string `yaml:"https" doc:"host:port of the HTTPS listener"`
 	Postgres string `yaml:"postgres" doc:"host:port of the PostgreSQL listener; empty for none"`
+	SSH      string `yaml:"ssh" doc:"host:port of the SSH listener; empty for none"`
 	TLS      TLS    `yaml:"tls" doc:"the gateway's certificate"`
 
-	WaitingPerAddress *int `yaml:"waiting_per_address" doc:"PostgreSQL connections of one client address that may wait to authenticate, 1 to 256; default 32"`
+	WaitingPerAddress *int `yaml:"waiting_per_address" doc:"PostgreSQL connections, and as many of SSH, of one client address that may wait to authenticate, 1 to 256; default 32"`
 }
 
 // TLS is a certificate with its key.
 type TLS struct {
 	Cert SecretRef `yaml:"cert" doc:"certificate chain, PEM"`
 	Key  SecretRef `yaml:"key" doc:"private key, PEM"`
+}
+
+// SSHGateway is how the gateway proves itself over SSH and certifies clients.
+type SSHGateway struct {
+	Keys string        `yaml:"keys" doc:"folder of the host key and of the two authorities, made on first start; share it among replicas; default ssh beside the store's key"`
+	Life time.Duration `yaml:"life" doc:"how long the certificate of a client lives, 10s to 1h; default 5m"`
 }
 
 // Identity lists the issuers whose tokens are accepted.
@@ -122,11 +130,12 @@ type TokenClient struct {
 // A Resource is one target.
 type Resource struct {
 	Name     string            `yaml:"name" doc:"how clients and policies name it"`
-	Kind     access.Kind       `yaml:"kind" doc:"postgres or http"`
+	Kind     access.Kind       `yaml:"kind" doc:"postgres, http or ssh"`
 	Address  string            `yaml:"address" doc:"host:port, or a URL for http"`
 	Labels   map[string]string `yaml:"labels" doc:"what policies may ask about it"`
 	Postgres *Postgres         `yaml:"postgres" doc:"settings of a PostgreSQL target"`
 	HTTP     *HTTP             `yaml:"http" doc:"settings of an HTTP target"`
+	SSH      *SSH              `yaml:"ssh" doc:"settings of an SSH target"`
 }
 
 // Access is the resource in the words of decisions.
@@ -165,6 +174,15 @@ type HTTP struct {
 type HTTPCredential struct {
 	Header string    `yaml:"header" doc:"header name"`
 	Value  SecretRef `yaml:"value" doc:"header value, whole: for a bearer token with the word Bearer"`
+}
+
+// SSH is how an SSH target is reached: as one of Users, with a certificate of
+// the gateway's that lives two minutes.
+type SSH struct {
+	Users       []string `yaml:"users" doc:"accounts of the host that clients may ask for; policy decides among them"`
+	HostKeys    []string `yaml:"host_keys" doc:"the host's public keys, each as in ssh-keyscan without the name: ssh-ed25519 AAAA…"`
+	HostCAs     []string `yaml:"host_cas" doc:"authorities that certify the host's key for the host of address"`
+	Environment []string `yaml:"environment" doc:"variables beside LANG, LC_* and GIT_PROTOCOL that clients may set, as far as the host takes them"`
 }
 
 // People maps groups to roles on the gateway itself. A role needs a token that

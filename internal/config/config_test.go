@@ -36,6 +36,10 @@ resources:
     kind: http
     address: https://billing.internal
     http: {credential: {header: x-api-key, value: {file: secret}}}
+  - name: web
+    kind: ssh
+    address: web.internal:22
+    ssh: {users: [deploy], host_keys: ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJSywjwTzJbULPSTiWNBrI49vOK1VGH1pOBzuZNbsgz7 web"]}
 policies: ./policies
 people: {clients: [console], reviewer: [seniors]}
 approvals: {webhooks: [{url: https://chat.internal/hook, secret: {file: secret}}]}
@@ -94,6 +98,8 @@ func TestLoadCompletesTheConfig(t *testing.T) {
 		"wait":         {c.Approvals.Wait.String(), "5m0s"},
 		"secret":       {c.Resources[0].Postgres.Credential.Password.Secret().Reveal(), "hunter2"},
 		"algorithms":   {strings.Join(c.Identity.Issuers[0].OIDC.Algorithms, " "), "RS256 ES256"},
+		"SSH keys":     {c.SSH.Keys, filepath.Join(dir, "data", "ssh")},
+		"SSH life":     {c.SSH.Life.String(), "5m0s"},
 		"billing host": {c.Resources[1].Address, "https://billing.internal"},
 	} {
 		if pair[0] != pair[1] {
@@ -120,8 +126,15 @@ func TestLoadRefusesWithTheReason(t *testing.T) {
 		"skew above a minute":    {"identity:\n", "identity:\n  skew: 61s\n", "60s at most"},
 		"same resource twice":    {"name: billing", "name: orders", "resources[1].name: is used twice"},
 		"resource name":          {"name: billing", "name: ../billing", "resources[1].name: must be"},
-		"unknown kind":           {"kind: http", "kind: ftp", "must be postgres or http"},
-		"kind and settings":      {"kind: http", "kind: postgres", "does not belong to a postgres resource"},
+		"unknown kind":           {"kind: http", "kind: ftp", "must be postgres, http or ssh"},
+		"kind and settings":      {"kind: http", "kind: postgres", "does not belong to a resource of kind postgres"},
+		"no account":             {"users: [deploy]", "users: []", "resources[2].ssh.users: at least one"},
+		"odd account":            {"users: [deploy]", "users: [deploy, \"a@b\"]", "users[1]: must be the name of an account"},
+		"no host key":            {"host_keys: [\"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJSywjwTzJbULPSTiWNBrI49vOK1VGH1pOBzuZNbsgz7 web\"]", "host_keys: []", "no host is trusted because it answers"},
+		"broken host key":        {"ssh-ed25519 AAAAC3", "ssh-ed25519 BBBBC3", "host_keys[0]: must be one public key"},
+		"options on a host key":  {"\"ssh-ed25519", "\"no-pty ssh-ed25519", "host_keys[0]: must be one public key"},
+		"variable of the loader": {"users: [deploy]", "users: [deploy], environment: [LD_PRELOAD]", "environment[0]: \"LD_PRELOAD\" is not a variable that a client may set"},
+		"SSH life of a day":      {"policies:", "ssh: {life: 1d}\npolicies:", "ssh.life: is 24h0m0s"},
 		"no TLS off loopback":    {"postgres: {credential", "postgres: {tls: {mode: disable}, credential", "loopback only"},
 		"half TLS":               {"postgres: {credential", "postgres: {tls: {mode: require}, credential", "must be verify-full or disable"},
 		"port":                   {"db.internal:5432", "db.internal:0", "host:port"},

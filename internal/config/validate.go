@@ -49,6 +49,7 @@ func (v *validation) all() {
 	v.approvals(&c.Approvals)
 	v.store(&c.Store)
 	v.tokens(c.Tokens)
+	v.sshGateway(&c.SSH)
 	v.rest()
 }
 
@@ -105,6 +106,9 @@ func (v *validation) listen(l *Listen) {
 	}
 	if l.Postgres != "" {
 		v.listenAddress("listen.postgres", l.Postgres)
+	}
+	if l.SSH != "" {
+		v.listenAddress("listen.ssh", l.SSH)
 	}
 	if l.WaitingPerAddress == nil {
 		l.WaitingPerAddress = new(int)
@@ -280,17 +284,30 @@ func (v *validation) resources(rs []Resource) {
 			v.postgres(path, r)
 		case access.HTTP:
 			v.http(path, r)
+		case access.SSH:
+			v.ssh(path, r)
 		default:
-			v.fault(path+".kind", "must be postgres or http")
+			v.fault(path+".kind", "must be postgres, http or ssh")
+			continue
+		}
+		v.onlyOwnSettings(path, r)
+	}
+}
+
+// onlyOwnSettings refuses the settings of other kinds.
+func (v *validation) onlyOwnSettings(path string, r *Resource) {
+	for _, other := range []struct {
+		kind  access.Kind
+		given bool
+	}{{access.Postgres, r.Postgres != nil}, {access.HTTP, r.HTTP != nil}, {access.SSH, r.SSH != nil}} {
+		if other.given && other.kind != r.Kind {
+			v.fault(path+"."+string(other.kind), "does not belong to a resource of kind %s", r.Kind)
 		}
 	}
 }
 
 func (v *validation) postgres(path string, r *Resource) {
 	host := v.address(path+".address", r.Address)
-	if r.HTTP != nil {
-		v.fault(path+".http", "does not belong to a postgres resource")
-	}
 	if r.Postgres == nil {
 		v.fault(path+".postgres", "is needed")
 		return
@@ -326,9 +343,6 @@ func (v *validation) postgres(path string, r *Resource) {
 func (v *validation) http(path string, r *Resource) {
 	if u := v.secureURL(path+".address", r.Address); u != nil && (u.Path != "" && u.Path != "/" || u.RawQuery != "") {
 		v.fault(path+".address", "must not have a path or a query")
-	}
-	if r.Postgres != nil {
-		v.fault(path+".postgres", "does not belong to an http resource")
 	}
 	if r.HTTP == nil {
 		r.HTTP = &HTTP{}

@@ -6,15 +6,14 @@ package directory
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/bearer"
 )
 
 // Path is where the document is.
@@ -26,8 +25,10 @@ type Config struct {
 	Verify     func(ctx context.Context, token access.Secret) (access.Principal, error)
 	MayConnect func(ctx context.Context, p access.Principal, r access.Resource) bool
 	Resources  func() []access.Resource
-	// PostgresPort is the port of the PostgreSQL listener; 0 is none.
-	PostgresPort func() int
+	// PostgresPort and SSHPort are the ports of those listeners; 0 is none.
+	PostgresPort, SSHPort func() int
+	// Accounts are the accounts of an SSH resource.
+	Accounts func(resource string) []string
 	// Rejected tells a verdict on a token from the lack of one.
 	Rejected      func(error) bool
 	TokenEndpoint string // "": no token service
@@ -60,32 +61,29 @@ type Resource struct {
 	Kind     access.Kind       `json:"kind"`
 	Labels   map[string]string `json:"labels,omitempty"`
 	URL      string            `json:"url,omitempty"`  // of an HTTP target
-	Host     string            `json:"host,omitempty"` // of a PostgreSQL target, and so on
+	Host     string            `json:"host,omitempty"` // of a PostgreSQL or SSH target, and so on
 	Port     int               `json:"port,omitempty"`
 	Database string            `json:"database,omitempty"`
 	User     string            `json:"user,omitempty"`
+	Users    []string          `json:"users,omitempty"` // accounts of an SSH target
 	How      string            `json:"how"`
 }
 
 // Handler serves the document.
 func Handler(c Config) http.Handler {
+	gate := bearer.Gate{Name: "directory", Verify: c.Verify, Rejected: c.Rejected, Log: c.Log}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := access.NewRequestID()
-		p, denial := c.authenticate(r)
+		p, denial := gate.Authenticate(r)
 		if denial == nil && r.Method != http.MethodGet {
 			denial = &access.Denial{Reason: access.Unsupported, Message: "this document is read with GET"}
 		}
-		w.Header().Set("Cache-Control", "no-store")
 		if denial != nil {
 			denial.RequestID = id
-			w.Header().Set("Content-Type", access.ProblemType)
-			if denial.Reason == access.Unauthenticated {
-				w.Header().Set("WWW-Authenticate", "Bearer")
-			}
-			w.WriteHeader(denial.Status())
-			_, _ = w.Write(denial.Problem(denial.Status())) // the client may have left
+			bearer.Refuse(w, denial)
 			return
 		}
+		w.Header().Set("Cache-Control", "no-store")
 		b, err := json.Marshal(c.document(r, p))
 		if err != nil { // texts, numbers and times of this century always encode
 			panic("directory: " + err.Error())
@@ -93,34 +91,6 @@ func Handler(c Config) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(append(b, '\n')) // the client may have left
 	})
-}
-
-func (c Config) authenticate(r *http.Request) (access.Principal, *access.Denial) {
-	err := errors.New("several Authorization headers")
-	var p access.Principal
-	rejected := true
-	switch values := r.Header.Values("Authorization"); len(values) {
-	case 0: // a client certificate may do
-		p, err = c.Verify(r.Context(), access.Secret{})
-		rejected = err == nil || c.Rejected(err)
-	case 1:
-		scheme, token, _ := strings.Cut(values[0], " ")
-		err = errors.New("the authorization scheme is not Bearer")
-		if strings.EqualFold(scheme, "Bearer") && token != "" {
-			p, err = c.Verify(r.Context(), access.NewSecret(token))
-			rejected = err == nil || c.Rejected(err)
-		}
-	}
-	switch {
-	case err == nil:
-		return p, nil
-	case rejected:
-		c.Log.Info("directory refused", "error", err)
-		return p, &access.Denial{Reason: access.Unauthenticated, Message: "a valid token is needed",
-			Hint: "send one header Authorization: Bearer TOKEN with a fresh token for this gateway"}
-	}
-	c.Log.Warn("directory cannot check a token", "error", err)
-	return p, &access.Denial{Reason: access.Unavailable, Message: "the gateway cannot check tokens now", Hint: "try again in a moment"}
 }
 
 // document is for one principal, by the name that it called the gateway by.
@@ -150,6 +120,13 @@ func (c Config) document(r *http.Request, p access.Principal) Document {
 			}
 			one.Host, one.Database, one.User = host, known.Name, "agent"
 			one.How = "give the token as the password, with sslmode=verify-full: psql \"host=" + host + " port=" + strconv.Itoa(one.Port) + " dbname=" + known.Name + " user=agent\""
+		case access.SSH:
+			one.Port, one.Users = c.SSHPort(), c.Accounts(known.Name)
+			if one.Port == 0 || len(one.Users) == 0 {
+				continue
+			}
+			one.Host, one.User = host, one.Users[0]
+			one.How = "chaperone env " + known.Name + " writes what ssh needs, chaperone ssh-cert its certificate: ssh -p " + strconv.Itoa(one.Port) + " " + one.User + "@" + known.Name + "@" + host
 		}
 		d.Resources = append(d.Resources, one)
 	}
