@@ -1,6 +1,7 @@
 package xds
 
 import (
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
@@ -89,9 +90,17 @@ func api(name string, match *routev3.RouteMatch) *routev3.Route {
 			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: apiCluster},
 			Timeout:          seconds(0),
 		}},
+		// x-forwarded-for tells another address than the PROXY header of the
+		// PostgreSQL listener when a client is on loopback.
+		RequestHeadersToAdd: []*corev3.HeaderValueOption{{
+			Header:       &corev3.HeaderValue{Key: clientHeader, Value: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"},
+			AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD}},
 		TypedPerFilterConfig: unguarded(),
 	}
 }
+
+// clientHeader tells the API where a request comes from.
+const clientHeader = "x-chaperone-client"
 
 // unknownResource answers below /http/ where no target is. The authorizer is
 // asked first, and refuses: whoever has no token learns nothing of which

@@ -24,7 +24,8 @@ func execCommand() *cobra.Command {
 		Use:   "exec RESOURCE... -- COMMAND [ARGUMENT...]",
 		Short: "Run a command with all set that it needs to reach resources",
 		Long: `exec sets what chaperone env prints, with the token in files for you alone, which it keeps fresh while the
-command runs: PGPASSFILE for psql and drivers, CHAPERONE_TOKEN_FILE, and CHAPERONE_HEADER_FILE for curl.
+command runs: PGPASSFILE for psql and drivers, CHAPERONE_TOKEN_FILE, and CHAPERONE_HEADER_FILE for curl. Each fresh token also
+goes to the PostgreSQL sessions that are open, so that they last longer than the first one.
 The exit status is the command's. Your own token is taken out of its environment.`,
 		Example: `  chaperone exec orders -- psql -c "select count(*) from orders"
   chaperone exec billing --read-only -- sh -c 'curl -H @"$CHAPERONE_HEADER_FILE" "$CHAPERONE_BILLING_URL"'`,
@@ -54,7 +55,7 @@ The exit status is the command's. Your own token is taken out of its environment
 				token, _, err := g.reach(ctx, t, args[:at], whole)
 				return token, err
 			}
-			return runWith(c, args[at:], files.environment(g.variables(found)), files, renew, token)
+			return g.runWith(c, args[at:], files.environment(g.variables(found)), files, renew, token)
 		},
 	}
 	g.flags(c)
@@ -105,7 +106,7 @@ func (f *tokenFiles) environment(set map[string]string) []string {
 const stopGrace = 10 * time.Second
 
 // runWith runs the command and keeps its files fresh.
-func runWith(c *cobra.Command, command, env []string, files *tokenFiles, renew func(context.Context) (access.Secret, error), token access.Secret) error {
+func (g *gateway) runWith(c *cobra.Command, command, env []string, files *tokenFiles, renew func(context.Context) (access.Secret, error), token access.Secret) error {
 	cmd := exec.CommandContext(c.Context(), command[0], command[1:]...)
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, os.Stdin, c.OutOrStdout(), c.ErrOrStderr()
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
@@ -114,7 +115,7 @@ func runWith(c *cobra.Command, command, env []string, files *tokenFiles, renew f
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		keepFresh(ctx, c.ErrOrStderr(), files, renew, token)
+		g.keepFresh(ctx, c.ErrOrStderr(), files, renew, token)
 	}()
 	err := cmd.Run()
 	stop()
@@ -127,9 +128,9 @@ func runWith(c *cobra.Command, command, env []string, files *tokenFiles, renew f
 }
 
 // keepFresh writes a new token whenever the old one has lived for two thirds,
-// until ctx ends. When there is none to be had, the old files stay and it tries
+// until ctx ends, and gives it to the sessions that are open. When there is none to be had, the old files stay and it tries
 // again.
-func keepFresh(ctx context.Context, stderr io.Writer, files *tokenFiles, renew func(context.Context) (access.Secret, error), token access.Secret) {
+func (g *gateway) keepFresh(ctx context.Context, stderr io.Writer, files *tokenFiles, renew func(context.Context) (access.Secret, error), token access.Secret) {
 	for {
 		timer := time.NewTimer(nextRenewal(token, time.Now()))
 		select {
@@ -140,7 +141,13 @@ func keepFresh(ctx context.Context, stderr io.Writer, files *tokenFiles, renew f
 		}
 		next, err := renew(ctx)
 		if err == nil {
-			token, err = next, files.write(next)
+			err = files.write(next)
+		}
+		if err == nil {
+			_, err = g.renewSessions(ctx, next)
+		}
+		if err == nil {
+			token = next
 		}
 		if err != nil && ctx.Err() == nil {
 			fmt.Fprintf(stderr, "chaperone: the token is not renewed: %v\n", err)

@@ -50,7 +50,7 @@ func (t *tokenWish) exchanges() bool {
 }
 
 func tokenCommand() *cobra.Command {
-	g, t, format := &gateway{}, &tokenWish{}, ""
+	g, t, format, renew := &gateway{}, &tokenWish{}, "", false
 	c := &cobra.Command{
 		Use:   "token",
 		Short: "Print a token, exchanged for a narrower one when asked",
@@ -59,7 +59,10 @@ func tokenCommand() *cobra.Command {
 
 With --resource and the flags that narrow, it exchanges it at the gateway for one that lives a few
 minutes and reaches no further; that one is kept for you alone in the user's cache folder until it is
-nearly over.`,
+nearly over.
+
+With --renew it gets a new one, and gives it to your open PostgreSQL sessions: those that were opened from
+this machine for the same principal, with a token that was handed on and narrowed in the same way.`,
 		Example: `  PGPASSWORD=$(chaperone token) psql "host=gateway.internal dbname=orders user=agent"
   curl -H "$(chaperone token --resource billing --format header)" https://gateway.internal:8443/http/billing/
   eval "$(chaperone token --resource orders --read-only --format pgpassword)"`,
@@ -69,9 +72,17 @@ nearly over.`,
 			if !ok {
 				return fmt.Errorf("%w: --format is raw, pgpassword, header or exec-credential", errUsage)
 			}
+			t.refresh = t.refresh || renew
 			token, err := g.obtain(c.Context(), t)
 			if err != nil {
 				return err
+			}
+			if renew {
+				n, err := g.renewSessions(c.Context(), token)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(c.ErrOrStderr(), "chaperone: sessions renewed: %d\n", n)
 			}
 			return show(c.OutOrStdout(), token)
 		},
@@ -79,6 +90,7 @@ nearly over.`,
 	g.flags(c)
 	t.flags(c)
 	c.Flags().StringSliceVar(&t.resources, "resource", nil, "exchange it for a token for this resource alone; may repeat")
+	c.Flags().BoolVar(&renew, "renew", false, "give the token to your open sessions, which then last as long as it does")
 	c.Flags().StringVar(&format, "format", "raw", "raw, pgpassword, header or exec-credential")
 	must(c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"raw", "pgpassword", "header", "exec-credential"}, cobra.ShellCompDirectiveNoFileComp)))
 	must(c.RegisterFlagCompletionFunc("resource", g.completeResources))
@@ -113,6 +125,23 @@ var tokenFormats = map[string]func(io.Writer, access.Secret) error{
 		return json.NewEncoder(w).Encode(map[string]any{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
 			"status": map[string]string{"token": t.Reveal(), "expirationTimestamp": expires.UTC().Format(time.RFC3339)}})
 	},
+}
+
+// renewSessions gives the token to the sessions that were opened with others
+// like it, and returns how many there are.
+func (g *gateway) renewSessions(ctx context.Context, token access.Secret) (int, error) {
+	body, err := g.send(ctx, http.MethodPost, "/api/v1/sessions/renew", token, nil)
+	if err != nil {
+		return 0, fmt.Errorf("renew sessions: %w", err)
+	}
+	defer body.Close()
+	var answer struct {
+		Renewed int `json:"renewed"`
+	}
+	if err := json.NewDecoder(body).Decode(&answer); err != nil {
+		return 0, fmt.Errorf("renew sessions: the answer is not what was expected: %w", err)
+	}
+	return answer.Renewed, nil
 }
 
 // shellQuoted is one word of a POSIX shell.

@@ -41,6 +41,8 @@ type Approvals interface {
 type Sessions interface {
 	List(ctx context.Context) ([]access.Session, error)
 	Kill(ctx context.Context, which Selector, cause string, by access.Principal) (int, error)
+	Renewable(ctx context.Context, p access.Principal, client string) (int, error)
+	Renew(ctx context.Context, p access.Principal, client string) error
 }
 
 // Recordings reads what was recorded.
@@ -124,7 +126,8 @@ func New(config Config) http.Handler {
 
 type server struct{ Config }
 
-// A route is one operation and the roles that may use it.
+// A route is one operation and the roles that may use it; with none, whoever
+// has a token may.
 type route struct {
 	roles []Role
 	serve func(w http.ResponseWriter, r *http.Request, who access.Principal) error
@@ -140,6 +143,7 @@ func (s *server) routes() map[string]route {
 		"POST /api/v1/approvals/{id}/refuse":  {[]Role{Reviewer}, s.answer(false)},
 		"GET /api/v1/sessions":                {anyone, s.listSessions},
 		"GET /api/v1/sessions/{id}/events":    {[]Role{Auditor}, s.events},
+		"POST /api/v1/sessions/renew":         {nil, s.renew},
 		"POST /api/v1/kill":                   {[]Role{Operator}, s.kill},
 		"GET /api/v1/status":                  {[]Role{Operator}, s.status},
 	}
@@ -187,7 +191,7 @@ func (s *server) authenticate(r *http.Request, roles []Role) (access.Principal, 
 	if err != nil {
 		return access.Principal{}, errors.Join(errUnauthenticated, err)
 	}
-	if !s.has(who, roles) {
+	if roles != nil && !s.has(who, roles) {
 		return who, errForbidden(roles)
 	}
 	return who, nil

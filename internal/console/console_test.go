@@ -22,6 +22,7 @@ type desk struct {
 	granted []string
 	events  []access.Event
 	fail    error
+	renewed []string
 	people  map[string]access.Principal
 }
 
@@ -59,6 +60,18 @@ func (d *desk) List(context.Context) ([]access.Session, error) {
 func (d *desk) Kill(_ context.Context, s Selector, _ string, _ access.Principal) (int, error) {
 	d.killed = append(d.killed, s)
 	return 1, nil
+}
+
+func (d *desk) Renewable(_ context.Context, p access.Principal, client string) (int, error) {
+	if client != "192.0.2.7" {
+		return 0, nil
+	}
+	return 1, nil
+}
+
+func (d *desk) Renew(_ context.Context, p access.Principal, _ string) error {
+	d.renewed = append(d.renewed, p.Subject)
+	return nil
 }
 
 func (d *desk) Sessions(context.Context) ([]SessionSummary, error) {
@@ -130,7 +143,7 @@ func TestEveryOperationChecksItsRole(t *testing.T) {
 				switch {
 				case who == "" || who == "forged":
 					want = http.StatusUnauthorized
-				case slices.Contains(strings.FieldsFunc(op.Description, func(r rune) bool { return !unicode.IsLetter(r) }), who):
+				case strings.HasPrefix(op.Description, "Anyone"), slices.Contains(strings.FieldsFunc(op.Description, func(r rune) bool { return !unicode.IsLetter(r) }), who):
 					want = http.StatusOK
 				}
 				if got != want {
@@ -145,6 +158,32 @@ func TestEveryOperationChecksItsRole(t *testing.T) {
 	}
 	if got := call(h, "operator", "DELETE", "/api/v1/sessions", "").Code; got != http.StatusNotFound {
 		t.Errorf("an unknown operation answers %d", got)
+	}
+}
+
+// TestRenewIsRecordedFirst: for the caller's own sessions, from the address that
+// Envoy saw; what cannot be recorded is not done.
+func TestRenewIsRecordedFirst(t *testing.T) {
+	t.Parallel()
+	d, h := newDesk()
+	renew := func(from string) int {
+		r := httptest.NewRequest("POST", "/api/v1/sessions/renew", nil)
+		r.Header.Set("Authorization", "Bearer agent")
+		r.Header.Set(clientHeader, from)
+		r.Header.Set("X-Forwarded-For", "192.0.2.7")
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		return w.Code
+	}
+	if code := renew("10.0.0.9"); code != http.StatusOK || len(d.renewed)+len(d.events) != 0 {
+		t.Errorf("another address: %d, %d renewed", code, len(d.renewed))
+	}
+	if code := renew("192.0.2.7"); code != http.StatusOK || len(d.renewed) != 1 || len(d.events) != 1 || d.events[0].Admin.Act != "session.renew" {
+		t.Errorf("%d, %d renewed, events %v", code, len(d.renewed), d.events)
+	}
+	d.fail = errors.New("disk full")
+	if code := renew("192.0.2.7"); code == http.StatusOK || len(d.renewed) != 1 {
+		t.Errorf("without a record: %d, %d renewed", code, len(d.renewed))
 	}
 }
 

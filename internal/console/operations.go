@@ -234,3 +234,30 @@ func (s *server) act(r *http.Request, who access.Principal, what, on string, in 
 	return s.Recorder.Append(r.Context(), access.Synced, access.Event{Session: on,
 		Admin: &access.Administrative{Actor: who, Act: what, On: on, Input: in}})
 }
+
+// clientHeader holds the client's address, written by Envoy whatever a client
+// sends.
+const clientHeader = "X-Chaperone-Client"
+
+// renew gives the caller's own sessions the token that it came with. That is
+// recorded before it holds; what the sessions do afterwards names the token.
+func (s *server) renew(w http.ResponseWriter, r *http.Request, who access.Principal) error {
+	if err := input(r, &struct{}{}); err != nil {
+		return err
+	}
+	client := r.Header.Get(clientHeader)
+	n, err := s.Sessions.Renewable(r.Context(), who, client)
+	if err != nil {
+		return err
+	}
+	if n > 0 {
+		event := access.Event{Admin: &access.Administrative{Actor: who, Act: "session.renew", On: who.Token.ID}}
+		if err := s.Recorder.Append(r.Context(), access.Synced, event); err != nil {
+			return err
+		}
+		if err := s.Sessions.Renew(r.Context(), who, client); err != nil {
+			return err
+		}
+	}
+	return reply(w, map[string]any{"renewed": n, "until": who.Token.ExpiresAt})
+}

@@ -54,7 +54,7 @@ type CaseResult struct {
 
 // A Difference is one thing that a case expects and the decision does not have.
 type Difference struct {
-	What string `json:"what"` // effect, rule, reason, masks, limits, groups or count
+	What string `json:"what"` // effect, rule, reason, masks, limits, session, groups or count
 	Want string `json:"want"`
 	Got  string `json:"got"`
 }
@@ -250,6 +250,9 @@ func (x *expectFile) compare(d access.Decision) []Difference {
 	}
 	if want := x.Limits.limits(); x.Limits != nil && want != o.Limits {
 		differs("limits", asJSON(want), asJSON(o.Limits))
+	}
+	if want := x.Session.max(); x.Session != nil && want != o.SessionMax {
+		differs("session", want, o.SessionMax)
 	}
 	terms := o.Approval
 	if terms == nil {

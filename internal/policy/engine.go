@@ -76,6 +76,12 @@ func (e *Engine) MasksOf(r access.Resource) []access.Mask {
 	return mergeMasks(masks)
 }
 
+// SessionMax returns the longest that any rule of a policy about p and r grants
+// to a session beyond its token, counted from its opening; 0 when none does.
+func (e *Engine) SessionMax(_ context.Context, p access.Principal, r access.Resource) time.Duration {
+	return e.Current().sessionMax(&p, &r)
+}
+
 // MayConnect reports whether at least one policy with a rule that allows or
 // asks for approval is about p and r now.
 func (e *Engine) MayConnect(_ context.Context, p access.Principal, r access.Resource) bool {
@@ -110,6 +116,23 @@ func (s *Set) masks(p *access.Principal, r *access.Resource) (masks []access.Mas
 		}
 	}
 	return mergeMasks(masks)
+}
+
+func (s *Set) sessionMax(p *access.Principal, r *access.Resource) (longest time.Duration) {
+	if s.empty() {
+		return 0
+	}
+	defer func() {
+		if recover() != nil {
+			longest = 0
+		}
+	}()
+	for _, c := range s.scope(p, r).candidates {
+		for _, rule := range c.policy.rules {
+			longest = max(longest, rule.session)
+		}
+	}
+	return longest
 }
 
 func (s *Set) mayConnect(req access.Request, now time.Time) (may bool) {

@@ -162,6 +162,9 @@ func (x Explanation) writeObligations(b *strings.Builder) {
 	if limits := asWritten(o.Limits); limits != "{}" {
 		fmt.Fprintf(b, "  limits %s\n", limits)
 	}
+	if o.SessionMax > 0 {
+		fmt.Fprintf(b, "  session until %s after its opening\n", o.SessionMax)
+	}
 	if o.Approval != nil {
 		fmt.Fprintf(b, "  approval %s\n", asWritten(*o.Approval))
 	}

@@ -216,6 +216,9 @@ func expectNode(d access.Decision) *yaml.Node {
 	}
 	put(n, "masks", masks)
 	put(n, "limits", structNode(d.Obligations.Limits))
+	if most := d.Obligations.SessionMax; most > 0 {
+		put(n, "session", mappingOf("max", most.String()))
+	}
 	if terms := d.Obligations.Approval; terms != nil {
 		put(n, "groups", terms.Groups)
 		put(n, "count", terms.Count)

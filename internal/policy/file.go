@@ -35,6 +35,19 @@ type ruleFile struct {
 	Mask     []access.Mask `yaml:"mask" doc:"What to hide in answers. Masks of all matching rules add up."`
 	Approval *approvalFile `yaml:"approval" doc:"Who must grant the request; only with effect approve."`
 	Limits   *limitsFile   `yaml:"limits" doc:"Bounds on one request. The smallest of all matching rules holds."`
+	Session  *sessionFile  `yaml:"session" doc:"What the rule grants to the session that the request is in."`
+}
+
+type sessionFile struct {
+	Max *time.Duration `yaml:"max" need:"yes" doc:"How long after its opening a PostgreSQL session may do this though its token has expired. The shortest of all matching rules holds, and a rule without it grants nothing."`
+}
+
+// max is what the file grants; nothing when it is left out.
+func (s *sessionFile) max() time.Duration {
+	if s == nil {
+		return 0
+	}
+	return valueOf(s.Max)
 }
 
 type approvalFile struct {
@@ -169,13 +182,14 @@ type k8sFile struct {
 }
 
 type expectFile struct {
-	Effect string        `yaml:"effect" need:"yes" oneof:"allow,approve,deny"`
-	Rule   string        `yaml:"rule" doc:"policy/rule that decides, or default-deny."`
-	Reason string        `yaml:"reason" doc:"Class of the denial, for example no-rule."`
-	Masks  []access.Mask `yaml:"masks" doc:"All masks that are imposed, in any order."`
-	Limits *limitsFile   `yaml:"limits" doc:"All limits that are imposed."`
-	Groups []string      `yaml:"groups" doc:"Groups that may grant it."`
-	Count  *int          `yaml:"count" doc:"Reviewers needed."`
+	Effect  string        `yaml:"effect" need:"yes" oneof:"allow,approve,deny"`
+	Rule    string        `yaml:"rule" doc:"policy/rule that decides, or default-deny."`
+	Reason  string        `yaml:"reason" doc:"Class of the denial, for example no-rule."`
+	Masks   []access.Mask `yaml:"masks" doc:"All masks that are imposed, in any order."`
+	Limits  *limitsFile   `yaml:"limits" doc:"All limits that are imposed."`
+	Session *sessionFile  `yaml:"session" doc:"What is granted to the session."`
+	Groups  []string      `yaml:"groups" doc:"Groups that may grant it."`
+	Count   *int          `yaml:"count" doc:"Reviewers needed."`
 }
 
 // An instant is a time that YAML may hold with or without quotes.

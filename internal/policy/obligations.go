@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"chaperone.dev/chaperone/internal/access"
 )
@@ -11,12 +12,18 @@ import (
 // obligations joins what all matching rules impose; approvals are those of the
 // rules that ask for approval. All are in file order.
 func (sc *scope) obligations(approvals, allows []*rule) access.Obligations {
+	const unset = -1
+	longest := time.Duration(unset)
 	var o access.Obligations
 	for _, rules := range [...][]*rule{approvals, allows} {
 		for _, r := range rules {
 			o.Limits = tighter(o.Limits, r.limits)
+			if longest == unset || r.session < longest {
+				longest = r.session
+			}
 		}
 	}
+	o.SessionMax = max(longest, 0)
 	o.Masks = sc.joined.of(approvals, allows)
 	o.Approval = approvalOf(approvals)
 	return o

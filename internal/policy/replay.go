@@ -253,6 +253,9 @@ func compareDecisions(old, decision access.Decision) (changed, detail []string) 
 	if asJSON(a.Limits) != asJSON(b.Limits) {
 		note("limits", "limits %s become %s", asWritten(a.Limits), asWritten(b.Limits))
 	}
+	if a.SessionMax != b.SessionMax {
+		note("session", "a session may go on for %s, not %s", b.SessionMax, a.SessionMax)
+	}
 	if a.Approval != nil && b.Approval != nil && asJSON(a.Approval) != asJSON(b.Approval) {
 		note("approval", "approval %s becomes %s", asWritten(*a.Approval), asWritten(*b.Approval))
 	}

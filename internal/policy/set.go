@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"sync"
+	"time"
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/strictyaml"
@@ -48,6 +49,7 @@ type rule struct {
 	message  string
 	masks    []access.Mask
 	limits   access.Limits
+	session  time.Duration // how long a session may outlive its token
 	approval *access.ApprovalTerms
 	at       strictyaml.Position
 }
@@ -121,7 +123,8 @@ func ruleHash(p *policyFile, r *ruleFile, built *rule, named map[string]string) 
 		Limits                                           access.Limits
 		Approval                                         *access.ApprovalTerms
 		Conditions                                       map[string]string `json:",omitempty"`
-	}{p.Policy, p.Principal.text, p.Resource.text, r.Name, r.When.text, r.Message, built.effect, r.Mask, built.limits, built.approval, named})
+		SessionMax                                       time.Duration     `json:",omitempty"`
+	}{p.Policy, p.Principal.text, p.Resource.text, r.Name, r.When.text, r.Message, built.effect, r.Mask, built.limits, built.approval, named, built.session})
 	if err != nil { // only strings, numbers and lists of them
 		panic("policy: rule hash: " + err.Error())
 	}

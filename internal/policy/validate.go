@@ -13,6 +13,7 @@ const (
 	defaultExpires = 15 * time.Minute
 	maxExpires     = 30 * 24 * time.Hour
 	maxWindow      = 7 * 24 * time.Hour
+	maxSession     = 7 * 24 * time.Hour
 	maxReviewers   = 20
 	maxRules       = 1000 // in one policy
 	maxMasks       = 1000 // in one rule
@@ -137,6 +138,14 @@ func (v *validator) rule(r *ruleFile, path string) {
 			v.fault(path+".limits", "a rule that denies has nothing to limit")
 		}
 		v.limits(r.Limits, path+".limits")
+	}
+	if r.Session != nil {
+		if effect == access.Deny {
+			v.fault(path+".session", "a rule that denies has nothing to grant")
+		}
+		if max := r.Session.max(); max < time.Second || max > maxSession {
+			v.fault(path+".session.max", "must be from 1s to 7d")
+		}
 	}
 }
 

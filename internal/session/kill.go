@@ -209,8 +209,13 @@ func (r *Registry) announce(ctx context.Context, v *revocation) error {
 // take applies a revocation from the feed.
 func (r *Registry) take(payload []byte) {
 	var v revocation
-	if err := json.Unmarshal(payload, &v); err != nil {
+	message := feedMessage{revocation: &v}
+	if err := json.Unmarshal(payload, &message); err != nil {
 		r.log.Error("revocation not understood", "error", err)
+		return
+	}
+	if message.Renewal != nil {
+		r.renewMatching(message.Renewal)
 		return
 	}
 	if r.knows(v.ID) { // published here, or read from the store: what opened since is not meant
@@ -253,7 +258,7 @@ func (r *Registry) endMatching(v *revocation, also func(access.Session) bool) (n
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, one := range r.live {
-		if one.ended == nil && v.Selector.Matches(one.session) && also(one.session) {
+		if one.ended == nil && one.names(v.Selector) && also(one.session) {
 			r.end(one, v.denial(one.session), "killed")
 			n++
 		}

@@ -88,6 +88,8 @@ type live struct {
 	ended    *access.Denial // why, once it has ended
 	leased   bool
 	until    time.Time // the lease surely lasts until then
+	former   []string  // ids of the tokens before a renewal, and of those that they came from
+	changed  bool      // the lease tells of an older token
 }
 
 // What names a session in the store.

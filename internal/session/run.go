@@ -94,6 +94,7 @@ func (r *Registry) renew(ctx context.Context) {
 		select {
 		case <-tick.C:
 			r.renewOnce(ctx)
+			r.tellChanged(ctx)
 		case <-ctx.Done():
 			return
 		}

@@ -39,7 +39,8 @@ type policy struct {
 	masks  []access.Mask
 	asked  []access.Request
 
-	estimates bool // the rules read them
+	estimates  bool // the rules read them
+	sessionMax time.Duration
 }
 
 func (p *policy) allowAll() {
@@ -60,6 +61,12 @@ func (p *policy) setMasks(masks ...access.Mask) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.masks = masks
+}
+
+func (p *policy) SessionMax(context.Context, access.Principal, access.Resource) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.sessionMax
 }
 
 func (p *policy) Decide(_ context.Context, req access.Request) access.Decision {
@@ -239,6 +246,7 @@ type registry struct {
 	mu     sync.Mutex
 	live   map[string]context.CancelCauseFunc
 	closed map[string]string
+	fresh  access.Principal
 }
 
 func newRegistry() *registry {
@@ -257,6 +265,19 @@ func (r *registry) Open(ctx context.Context, s access.Session) (context.Context,
 		r.closed[s.ID] = cause
 		cancel(nil)
 	}, nil
+}
+
+// Principal is who a test says; nobody else came.
+func (r *registry) Principal(string) (access.Principal, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.fresh, r.fresh.Token.ID != ""
+}
+
+func (r *registry) renew(p access.Principal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fresh = p
 }
 
 func (r *registry) kill() {

@@ -140,6 +140,7 @@ func (s *session) judge(ctx context.Context, st *statement, id string, params []
 	if err := s.renewResource(); err != nil {
 		return nil, err
 	}
+	s.renewPrincipal()
 	v := &verdict{offset: st.offset, request: access.Request{
 		ID: id, Session: s.info.ID, Time: s.deps.Clock(), Principal: s.info.Principal, Resource: s.resource.Access,
 	}}
@@ -269,6 +270,9 @@ func (s *session) applyDecision(ctx context.Context, st *statement, v *verdict) 
 	default:
 		return s.judgeRefused(v, &sql.Refusal{Reason: access.Unsupported,
 			Message: strings.TrimSpace(st.judged.Action.Command+" statements") + " are not supported"})
+	}
+	if !s.mayGoOn(v) {
+		return refuse(s.outlived(v.request.ID, v.decision), "token expired")
 	}
 	if r := s.followPolicy(ctx, st, v); r != nil {
 		return r

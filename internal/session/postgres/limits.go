@@ -78,6 +78,8 @@ func (e *execution) cutBy(s *session, err *pgproto3.ErrorResponse) *refusal {
 	switch {
 	case e.over != nil:
 		return e.over
+	case e.expired.Load() && err.Code == sqlstateNotGranted:
+		return refuse(s.outlived(e.request.ID, e.decision), "token expired")
 	case e.timedOut.Load() && err.Code == sqlstateNotGranted:
 		return s.overLimit(e, "the statement ran longer than "+e.limits.Time.String())
 	}

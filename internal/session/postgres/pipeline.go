@@ -155,7 +155,7 @@ func (s *session) send(ctx context.Context, flush bool) error {
 	if err := s.up.write(wire); err != nil {
 		return s.upstreamFault(ctx, err)
 	}
-	if s.in.isGone() || s.current != nil && s.current.timedOut.Load() {
+	if s.in.isGone() || s.current != nil && (s.current.timedOut.Load() || s.current.expired.Load()) {
 		s.up.cancel() // the one that was sent meanwhile came too early
 	}
 	return nil

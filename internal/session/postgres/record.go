@@ -37,6 +37,8 @@ type execution struct {
 	started  time.Time
 	timer    *time.Timer
 	timedOut atomic.Bool
+	expiry   *time.Timer // of the token, where the session may outlive it
+	expired  atomic.Bool
 	over     *refusal // a limit was reached: the rest is dropped
 	withheld byte     // type of the answer that waits for settle; 0 is none
 	tag      []byte
@@ -65,6 +67,7 @@ func (e *execution) begin(s *session) {
 			up.cancel()
 		})
 	}
+	e.endWithToken(s)
 }
 
 // row takes one DataRow: limits, detectors, recording, and out.
@@ -191,6 +194,9 @@ func (s *session) finish(e *execution, tag, failure string) {
 	e.ended = true
 	if e.timer != nil {
 		e.timer.Stop()
+	}
+	if e.expiry != nil {
+		e.expiry.Stop()
 	}
 	s.responses = e.takeRows(s, s.responses)
 	if e.omitted > 0 {

@@ -103,6 +103,9 @@ type Decider interface {
 	// with an estimate in it.
 	ReadsEstimate(ctx context.Context, req access.Request) bool
 	MayConnect(ctx context.Context, p access.Principal, r access.Resource) bool
+	// SessionMax is the longest that a rule grants to a session beyond its
+	// token, counted from its opening.
+	SessionMax(ctx context.Context, p access.Principal, r access.Resource) time.Duration
 }
 
 // A Recorder stores events: durable when it returns nil. After an error the
@@ -122,9 +125,11 @@ type Approvals interface {
 }
 
 // Sessions is the registry of live sessions. The context that Open returns ends
-// with a *access.Denial as its cause; the function closes the session.
+// with a *access.Denial as its cause; the function closes the session. Principal
+// is whom it acts for now: a fresh token may have come.
 type Sessions interface {
 	Open(ctx context.Context, s access.Session) (context.Context, func(cause string), error)
+	Principal(session string) (access.Principal, bool)
 }
 
 // An Analyzer reads SQL: *sql.Analyzer.

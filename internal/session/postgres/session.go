@@ -29,6 +29,7 @@ type session struct {
 	in       *inbox
 	up       *upstream
 	log      *slog.Logger
+	outlives bool // some rule lets it go on though its token has expired
 	span     trace.Span
 	types    *pgtype.Map
 
@@ -95,6 +96,10 @@ func (c *connection) open(ctx context.Context, start *startup, p access.Principa
 		ID: access.NewSessionID(), Principal: p, Resource: resource.Access, Client: c.source.String(),
 		Opened: c.deps.Clock(), Deadline: p.Token.ExpiresAt,
 	}
+	outlives := false
+	if last := info.Opened.Add(c.deps.Decider.SessionMax(ctx, p, resource.Access)); last.After(info.Deadline) {
+		info.Deadline, outlives = last, true
+	}
 	ctx, span := c.startSessionSpan(ctx, &info, start)
 	defer span.End()
 	c.unwatch() // from here on the session itself watches ctx
@@ -108,7 +113,7 @@ func (c *connection) open(ctx context.Context, start *startup, p access.Principa
 		Service: c.Service, conn: c.conn, info: info, resource: resource, span: span, types: pgtype.NewMap(),
 		log:        c.deps.Log.With("session", info.ID, "resource", resource.Access.Name),
 		statements: map[string]*statement{}, portals: map[string]*portal{}, status: statusIdle,
-		cursors: map[string]*named{}, prepared: map[string]*named{},
+		cursors: map[string]*named{}, prepared: map[string]*named{}, outlives: outlives,
 	}
 	cause := s.run(ctx, start)
 	closeSession(cause)
