@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"path"
 	"strings"
+	"unicode/utf8"
 )
 
 // Path returns the name under which conditions know a path that is given to a
 // host: absolute, or ~ or ~/… for what is relative to the home directory. An
 // error says why only the host knows what it names: it is empty, holds a NUL,
-// is relative to another account's home, or has a ".." element, which leads to
+// is not UTF-8, is relative to another account's home, or has a ".." element, which leads to
 // elsewhere when the element before it is a symbolic link.
 func Path(name string) (string, error) {
 	switch {
@@ -18,6 +19,8 @@ func Path(name string) (string, error) {
 		return "", errors.New("a path is empty")
 	case strings.ContainsRune(name, 0):
 		return "", errors.New("a path holds a NUL")
+	case !utf8.ValidString(name):
+		return "", fmt.Errorf("%q is not UTF-8", quoted(name))
 	case strings.Contains("/"+name+"/", "/../"):
 		return "", fmt.Errorf("%s has .. in it", quoted(name))
 	case name == "~" || strings.HasPrefix(name, "~/"):
