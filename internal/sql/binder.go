@@ -212,7 +212,7 @@ func (b *binder) systemSource(s *scope, name string, location int32) *source {
 		found = e.source
 	}
 	if found != nil {
-		found.ref.system = name
+		found.ref.useSystem(name)
 	}
 	return found
 }

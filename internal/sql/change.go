@@ -119,12 +119,12 @@ func (b *binder) delete(q *pg.DeleteStmt, env *cteEnv) []output {
 	return b.targets(q.GetReturningList(), s, env)
 }
 
-// where binds a WHERE and reports whether it looks at any column: WHERE true is
-// none.
+// where binds a WHERE and reports whether it looks at any column, or is that of
+// one row: WHERE true is none.
 func (b *binder) where(n *pg.Node, s *scope, env *cteEnv) bool {
 	before := len(b.uses)
 	b.expr(n, s, env, "WHERE")
-	return len(b.uses) > before
+	return len(b.uses) > before || n.GetCurrentOfExpr() != nil
 }
 
 // assignments binds SET a = …, (b, c) = (…).

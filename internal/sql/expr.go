@@ -27,6 +27,8 @@ func (b *binder) expr(n *pg.Node, s *scope, env *cteEnv, clause string) lineage 
 	case *pg.Node_ParamRef:
 		b.parameters = max(b.parameters, e.ParamRef.GetNumber())
 		return nil
+	case *pg.Node_CurrentOfExpr:
+		return nil // what the cursor reads was judged when it was declared
 	case *pg.Node_SqlvalueFunction:
 		b.functions["pg_catalog."+valueFunctionName(e.SqlvalueFunction.GetOp())] = true
 		return nil
@@ -137,6 +139,9 @@ func (b *binder) wholeRow(at *scope, src *source, location int32) lineage {
 	for _, o := range src.outputs {
 		at.ungrouped(o, location)
 	}
+	if at.level != nil && !at.inside {
+		at.level.rows[src] = true
+	}
 	return b.row(src)
 }
 
@@ -153,7 +158,7 @@ func (b *binder) columnOf(at *scope, src *source, qualifier, name string, locati
 		b.unreadable(location, "42702", "column reference %q is ambiguous", name)
 		return found[0].output.from
 	case systemColumns[name] && src.relation != nil:
-		src.ref.system = name
+		src.ref.useSystem(name)
 		b.reads[src.relation.Qualified()] = true
 		return nil
 	}

@@ -41,6 +41,7 @@ var bound = map[protoreflect.Name]string{
 	"ColumnDef":        "colname type_name is_local location", // of a function in FROM
 	"ColumnRef":        "fields location",
 	"CommonTableExpr":  "ctename aliascolnames ctematerialized ctequery location",
+	"CurrentOfExpr":    "cvarno cursor_name",
 	"DefElem":          "defnamespace defname arg defaction location", // of EXPLAIN and BEGIN
 	"DeleteStmt":       "relation using_clause where_clause returning_list with_clause",
 	"Float":            "fval",
@@ -133,7 +134,6 @@ var refusedForms = map[protoreflect.Name]string{
 	// expressions and table expressions
 	"CTECycleClause":            "CYCLE in WITH",
 	"CTESearchClause":           "SEARCH in WITH",
-	"CurrentOfExpr":             "WHERE CURRENT OF",
 	"JsonAggConstructor":        "the SQL/JSON aggregates",
 	"JsonArgument":              "PASSING in SQL/JSON",
 	"JsonArrayAgg":              "JSON_ARRAYAGG",

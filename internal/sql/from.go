@@ -118,7 +118,7 @@ func (b *binder) rangeSample(item *pg.RangeTableSample, outer *scope, before []e
 	}
 	src := b.rangeVar(v, env)
 	if src.ref != nil {
-		src.ref.sampled = true
+		src.ref.sample = item.GetLocation()
 	}
 	method, ok := stringsOf(item.GetMethod())
 	if !ok || len(method) == 0 || method[len(method)-1] != "bernoulli" && method[len(method)-1] != "system" ||
@@ -230,6 +230,11 @@ func (b *binder) join(j *pg.JoinExpr, outer *scope, before []entry, env *cteEnv)
 		b.unhandled(-1, "USING of this kind", "")
 	}
 	if j.GetIsNatural() {
+		for _, e := range append(slices.Clone(left), right...) {
+			if e.source.ref != nil {
+				e.source.ref.natural = true
+			}
+		}
 		for _, o := range leftColumns {
 			if b.work > maxWork {
 				break

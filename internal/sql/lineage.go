@@ -128,11 +128,12 @@ type reference struct {
 	catalog     string // as written
 	inherit     bool   // without ONLY
 	aliased     bool
-	aliasNames  bool // AS c (a, b)
-	sampled     bool
+	aliasNames  bool     // AS c (a, b)
+	sample      int32    // where the method of TABLESAMPLE is named; 0 without one
 	target      bool     // of INSERT, UPDATE, DELETE or COPY FROM
 	copied      []string // the columns that COPY table TO takes
-	system      string   // a system column of it that is used
+	systems     []string // its system columns that are used
+	natural     bool     // beside NATURAL JOIN, which looks at every column
 	everything  bool     // *, or the whole row
 	used        map[string]bool
 	usedColumns []string
@@ -169,11 +170,22 @@ type qualifiedUse struct {
 type grouping struct {
 	keys map[bareColumn]bool
 	bare map[bareColumn]int32 // where it is used first
+	rows map[*source]bool     // used as whole rows
+	sets bool                 // ROLLUP, CUBE or GROUPING SETS
+	// location is where the first item is, -1 when that cannot be told.
+	location int32
 }
 
 type bareColumn struct {
 	source *source
 	column string
+}
+
+// useSystem notes a system column.
+func (r *reference) useSystem(column string) {
+	if !slices.Contains(r.systems, column) {
+		r.systems = append(r.systems, column)
+	}
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -36,7 +36,7 @@ func (a *Analyzer) mask(ctx context.Context, st *Statement, cat *catalog.Snapsho
 		if ref.copied != nil {
 			s.copied(ref, m.copySubquery(ref))
 		} else {
-			s.relation(ref, m.subquery(ref))
+			s.relation(ref, m.subquery(ref, s.sample(ref)))
 		}
 		for _, c := range ref.usedColumns {
 			if m.columns[ref.relation.OID][c] {
@@ -48,6 +48,9 @@ func (a *Analyzer) mask(ctx context.Context, st *Statement, cat *catalog.Snapsho
 		if m.hidden(u.ref.relation) && !u.ref.target {
 			s.unqualify(u)
 		}
+	}
+	for _, g := range st.body.bound.groupings {
+		s.grouping(g, m.grouped(g))
 	}
 	if len(s.splices) == 0 && s.refusal == nil {
 		return same, nil
@@ -67,8 +70,8 @@ func (a *Analyzer) mask(ctx context.Context, st *Statement, cat *catalog.Snapsho
 // subquery reads a relation with masks in place of its hidden columns. Of the
 // columns that the statement does not use, those are left out that the role
 // cannot read, for the server would refuse, and those of the database's own
-// types, which would cast doubt on it.
-func (m *masking) subquery(ref *reference) string {
+// types, which would cast doubt on it. sample is its TABLESAMPLE.
+func (m *masking) subquery(ref *reference, sample string) string {
 	r := ref.relation
 	var columns []string
 	for i := range r.Columns {
@@ -83,12 +86,15 @@ func (m *masking) subquery(ref *reference) string {
 			columns = append(columns, name)
 		}
 	}
+	for _, name := range ref.systems {
+		columns = append(columns, name)
+	}
 	only := ""
 	if !ref.inherit {
 		only = "ONLY "
 	}
 	return "(SELECT " + strings.Join(columns, ", ") + " FROM " + only +
-		catalog.QuoteIdentifier(r.Schema) + "." + catalog.QuoteIdentifier(r.Name) + ")"
+		catalog.QuoteIdentifier(r.Schema) + "." + catalog.QuoteIdentifier(r.Name) + sample + ")"
 }
 
 // prove parses and judges the new text and accepts it only when it is the old

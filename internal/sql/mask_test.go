@@ -83,6 +83,16 @@ func TestMaskRewrites(t *testing.T) {
 		{"view, another column", "select id from dirty", `select id from (SELECT "id", '***'::"pg_catalog"."text" AS "s" FROM "public"."dirty") AS "dirty"`, ""},
 		{"view that shows no masked column", "select id from over", "", ""},
 		{"matview", "select * from computed c", `select * from (SELECT "id", NULL::"pg_catalog"."bool" AS "long", "name", "n", '***'::"pg_catalog"."text" AS "again" FROM "public"."computed") c`, "public.computed.again public.computed.long"},
+		{"ctid", "select ctid, c.tableoid::regclass from customers c where ctid = '(0,1)'", "select ctid, c.tableoid::regclass from D c where ctid = '(0,1)'", ""},
+		{"for update", "select id, ssn from customers c for update of c skip locked", "select id, ssn from C c for update of c skip locked", "ssn"},
+		{"for share", "select id from customers for share", `select id from C AS "customers" for share`, ""},
+		{"only in parentheses", "select id from only /* a */ ( public.customers ) c", "select id from O c", ""},
+		{"sample", "select id from customers c tablesample system (10) repeatable (1) where id > 3", "select id from S c  where id > 3", ""},
+		{"sample without alias", "select ssn from only customers tablesample pg_catalog.bernoulli (1.5), orders", `select ssn from T AS "customers" , orders`, "ssn"},
+		{"group by key, another", "select c.id, name, ssn, count(*) from customers c group by c.id", `select c.id, name, ssn, count(*) from C c group by "c"."name", "c"."ssn", c.id`, "ssn"},
+		{"group by key, renamed", "select a as x, b from customers c (a, b) group by x order by b", `select a as x, b from C c (a, b) group by "c"."b", x order by b`, ""},
+		{"group by key, position", "select * from customers c group by 1", `select * from C c group by "c"."card", "c"."email", "c"."name", "c"."ssn", 1`, "ssn card"},
+		{"group by key through a join", "select c.name from customers c join orders o using (id) group by id", `select c.name from C c join orders o using (id) group by "c"."name", id`, ""},
 		{"clean view", "select c.ssn from customers c, clean", "select c.ssn from C c, clean", "ssn"},
 
 		{"untouched", "select id from orders", "", ""},
@@ -103,6 +113,14 @@ func TestMaskRewrites(t *testing.T) {
 				t.Fatalf("%s: refused: %s", c.text, r.Message)
 			}
 			want := strings.ReplaceAll(c.want, "C ", C+" ")
+			only, within := strings.Replace(C, "FROM ", "FROM ONLY ", 1), strings.TrimSuffix(C, ")")
+			for short, long := range map[string]string{
+				"O ": only, "D ": strings.Replace(C, " FROM", ", ctid, tableoid FROM", 1),
+				"S ": within + " TABLESAMPLE pg_catalog.system (10) REPEATABLE (1))",
+				"T ": strings.TrimSuffix(only, ")") + " TABLESAMPLE pg_catalog.bernoulli (1.5))",
+			} {
+				want = strings.Replace(want, "from "+short, "from "+long+" ", 1)
+			}
 			if c.want == "" {
 				want = c.text
 			}
@@ -152,9 +170,10 @@ func TestMaskRefusals(t *testing.T) {
 		{"group by name", "select ssn || 'x' as y, count(*) from customers group by y", "GROUP BY"},
 		{"group by sets", "select count(*) from customers group by grouping sets ((ssn), ())", "GROUP BY"},
 		{"group by row", "select count(*) from customers c group by c", "GROUP BY"},
-		{"group by key, masked", "select id, ssn from customers group by id", "beside GROUP BY"},
-		{"group by key through a join", "select c.name from customers c join orders o using (id) group by id", "name must appear in GROUP BY"},
-		{"group by key, another", "select id, name from customers group by id", "name must appear in GROUP BY"},
+		{"group by key, row", "select c from customers c group by id", "must appear in GROUP BY itself"},
+		{"group by key, sets", "select id, name from customers group by rollup (id)", "name must appear in GROUP BY itself"},
+		{"group by key, expression first", "select id, name from customers group by (id)", "GROUP BY is written in a way"},
+		{"group by key, distinct", "select id, name from customers group by distinct id", "GROUP BY is written in a way"},
 		{"having", "select id from customers group by id having max(ssn) > '1'", "HAVING"},
 		{"order by", "select id from customers order by ssn", "ORDER BY"},
 		{"order by position", "select id, ssn from customers order by 2", "ORDER BY"},
@@ -216,11 +235,12 @@ func TestMaskRefusals(t *testing.T) {
 		{"security definer trigger", "update audited set note = 'x'", "trigger audit of public.audited"},
 		{"explain update", "explain update customers set name = 'x' where ssn = '1'", "cannot take part in UPDATE"},
 
-		{"sample", "select id from customers tablesample system (10)", "cannot be sampled"},
-		{"ctid", "select ctid, id from customers", "system column ctid"},
-		{"tableoid", "select c.tableoid from customers c", "system column tableoid"},
-		{"for update", "select id from customers for update", "cannot be locked"},
-		{"only in parentheses", "select id from only (customers)", "ONLY (table)"},
+		{"sample of an expression", "select id from customers tablesample system (5 + 5)", "takes a number only"},
+		{"sample repeated by an expression", "select id from customers tablesample system (5) repeatable ($1)", "takes a number only"},
+		{"sample by a method of a user", "select id from customers tablesample mine (5)", "sampling method"},
+		{"ctid beside all", "select ctid, * from customers", "system column ctid cannot be read beside *"},
+		{"ctid beside the row", "select c.ctid, c from customers c", "system column ctid cannot be read beside *"},
+		{"ctid beside a natural join", "select c.ctid from customers c natural join orders", "system column ctid cannot be read beside *"},
 		{"unicode name", `select id from U&"customer\0073"`, "spelled in a way"},
 		{"view that a masked column decides on", "select id from chosen", "public.chosen uses public.customers.card, which is masked, in WHERE"},
 		{"view over one that a masked column decides on", "select id from chosen_twice", "public.chosen_twice uses public.customers.card"},

@@ -3,7 +3,6 @@ package sql
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -170,19 +169,9 @@ func (m *masking) checkReference(st *Statement, ref *reference) *Refusal {
 	if !m.hidden(r) || ref.target {
 		return nil
 	}
-	switch {
-	case r.Kind == catalog.View || r.Kind == catalog.MaterializedView:
-		// A mask on a view's own column: the view is read like a table.
-	case ref.sampled:
-		return maskedField(text, ref.location, "Leave TABLESAMPLE out; use WHERE or LIMIT.",
-			"%s has masked columns and cannot be sampled", r.Qualified())
-	case ref.system != "":
-		return maskedField(text, ref.location, "Name rows by their key.",
-			"%s has masked columns, and its system column %s cannot be read", r.Qualified(), ref.system)
-	}
-	if st.body.bound.locks {
-		return maskedField(text, ref.location, "Leave FOR UPDATE out, or ask for a rule that does not mask the column.",
-			"%s has masked columns and its rows cannot be locked", r.Qualified())
+	if len(ref.systems) > 0 && (ref.everything || ref.natural) { // they would be columns like others
+		return maskedField(text, ref.location, "Name the columns, "+ref.systems[0]+" among them.",
+			"%s has masked columns, and its system column %s cannot be read beside * or the whole row", r.Qualified(), ref.systems[0])
 	}
 	return nil
 }
@@ -319,24 +308,57 @@ func (m *masking) answers(r *catalog.Relation, k catalog.Constraint, written map
 	return ""
 }
 
-// checkGrouping refuses columns that only a primary key makes single-valued: a
-// subquery has none.
+// checkGrouping refuses columns that only a primary key makes single-valued,
+// for a subquery has none, where they cannot be added to GROUP BY.
 func (m *masking) checkGrouping(st *Statement, g *grouping) *Refusal {
-	bare := slices.SortedFunc(maps.Keys(g.bare), func(a, b bareColumn) int { return cmp.Compare(g.bare[a], g.bare[b]) })
-	for _, u := range bare {
-		r := u.source.relation
-		if !m.hidden(r) || g.keys[u] || !groupedByKey(g, u.source, r) {
+	for _, u := range m.dependent(g) {
+		r, c := u.source.relation, u.source.relation.Column(u.column)
+		if !g.sets && g.location >= 0 && !g.rows[u.source] && groupable(c) {
 			continue
 		}
-		name := r.Qualified() + "." + u.column
-		if m.columns[r.OID][u.column] {
-			return maskedField(st.Text, g.bare[u], "Use min("+u.column+") to show the mask, or leave the column out.",
-				"%s is masked and cannot be shown beside GROUP BY", name)
-		}
-		return maskedField(st.Text, g.bare[u], "Add "+u.column+" to GROUP BY.",
-			"%s has masked columns, so that %s must appear in GROUP BY itself", r.Qualified(), name)
+		return maskedField(st.Text, g.bare[u], "Add "+u.column+" to GROUP BY, or use min("+u.column+") or array_agg("+u.column+").",
+			"%s has masked columns, so that %s.%s must appear in GROUP BY itself", r.Qualified(), r.Qualified(), u.column)
 	}
 	return nil
+}
+
+// dependent are the columns of hidden relations that are used ungrouped and that
+// the relation's primary key in GROUP BY makes single-valued.
+func (m *masking) dependent(g *grouping) []bareColumn {
+	var list []bareColumn
+	for u := range g.bare {
+		if m.hidden(u.source.relation) && !g.keys[u] && groupedByKey(g, u.source, u.source.relation) {
+			list = append(list, u)
+		}
+	}
+	slices.SortFunc(list, func(a, b bareColumn) int {
+		return cmp.Or(cmp.Compare(g.bare[a], g.bare[b]), cmp.Compare(a.column, b.column))
+	})
+	return list
+}
+
+// grouped is what GROUP BY needs besides, "" for nothing: columns that are the
+// same within each group, so that the groups stay.
+func (m *masking) grouped(g *grouping) string {
+	var text strings.Builder
+	for _, u := range m.dependent(g) {
+		i := slices.IndexFunc(u.source.outputs, func(o output) bool { return o.column == u.column })
+		text.WriteString(catalog.QuoteIdentifier(u.source.alias) + "." + catalog.QuoteIdentifier(u.source.outputs[i].name) + ", ")
+	}
+	return text.String()
+}
+
+// groupable reports whether values of a column can be compared for equality.
+func groupable(c *catalog.Column) bool {
+	if c.TypeSchema != "pg_catalog" {
+		return c.TypeKind == "e"
+	}
+	switch c.TypeName {
+	case "text", "varchar", "bpchar", "name", "int2", "int4", "int8", "numeric", "float4", "float8", "bool", "date", "time", "timetz",
+		"timestamp", "timestamptz", "interval", "uuid", "jsonb", "bytea", "oid", "inet", "cidr", "money":
+		return true
+	}
+	return false
 }
 
 func groupedByKey(g *grouping, src *source, r *catalog.Relation) bool {

@@ -137,6 +137,8 @@ func (a *asker) hostile() string {
 		"select pg_get_viewdef(oid) from pg_class where relnamespace = '"+a.w.schema+"'::regnamespace",
 		"select x.* from "+name+" x, lateral (select x.*) y",
 		"select ("+t.name+").* from "+name,
+		"select id, "+c.name+", count(*) from "+name+" group by "+oneAsked(a, "1", "id", "id, ref", a.w.schema+"."+t.name+".id"),
+		"select * from "+name+" order by 1 for update",
 		"values ((select max("+c.name+"::text) from "+name+"))",
 		"select * from json_to_record((select row_to_json(y) from "+name+" y limit 1)) as x("+c.name+" text)",
 		"select string_agg("+c.name+"::text, '') within group (order by id) from "+name,

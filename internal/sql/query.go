@@ -1,6 +1,8 @@
 package sql
 
 import (
+	"slices"
+
 	pg "github.com/pganalyze/pg_query_go/v6"
 )
 
@@ -106,7 +108,7 @@ func (b *binder) values(q *pg.SelectStmt, s *scope, env *cteEnv) []output {
 func (b *binder) simpleSelect(q *pg.SelectStmt, s *scope, env *cteEnv) []output {
 	level := &scope{outer: s, entries: b.from(q.GetFromClause(), s, env)}
 	b.expr(q.GetWhereClause(), level, env, "WHERE")
-	group := &grouping{keys: map[bareColumn]bool{}, bare: map[bareColumn]int32{}}
+	group := &grouping{keys: map[bareColumn]bool{}, bare: map[bareColumn]int32{}, rows: map[*source]bool{}, location: startOf(q.GetGroupClause())}
 	grouped := *level
 	grouped.level = group
 	outputs := b.targets(q.GetTargetList(), &grouped, env)
@@ -143,6 +145,11 @@ func (b *binder) targets(list []*pg.Node, s *scope, env *cteEnv) []output {
 			continue
 		}
 		o := output{name: targetName(t), from: b.expr(t.GetVal(), s, env, "")}
+		if s != nil {
+			if c := b.plainColumn(t.GetVal(), s); c != nil {
+				o.base, o.column = c.base, c.column
+			}
+		}
 		outputs = append(outputs, o)
 	}
 	return outputs
@@ -192,7 +199,7 @@ func (b *binder) star(c *pg.ColumnRef, s *scope) []output {
 		}
 		for _, o := range src.outputs {
 			at.ungrouped(o, c.GetLocation())
-			outputs = append(outputs, output{name: o.name, from: o.from})
+			outputs = append(outputs, o)
 		}
 	}
 	return outputs
@@ -203,6 +210,7 @@ func (b *binder) star(c *pg.ColumnRef, s *scope) []output {
 func (b *binder) groupBy(list []*pg.Node, outputs []output, s *scope, env *cteEnv, g *grouping) {
 	for _, n := range list {
 		if set := n.GetGroupingSet(); set != nil {
+			g.sets = true
 			b.groupBy(set.GetContent(), outputs, s, env, g)
 			continue
 		}
@@ -216,6 +224,9 @@ func (b *binder) groupBy(list []*pg.Node, outputs []output, s *scope, env *cteEn
 		}
 		if from, location, ok := b.byPosition(n, outputs); ok {
 			b.use(from, "GROUP BY", location)
+			if i := int(n.GetAConst().GetIval().GetIval()); i > 0 && i <= len(outputs) {
+				g.key(&outputs[i-1])
+			}
 			continue
 		}
 		if name, location, ok := bareName(n); ok {
@@ -223,15 +234,36 @@ func (b *binder) groupBy(list []*pg.Node, outputs []output, s *scope, env *cteEn
 				if from, ok := b.namedOutput(outputs, name); ok {
 					b.seen[n.GetColumnRef()] = true
 					b.use(from, "GROUP BY", location)
+					g.key(&outputs[slices.IndexFunc(outputs, func(o output) bool { return o.name == name })])
 					continue
 				}
 			}
 		}
 		b.expr(n, s, env, "GROUP BY")
-		if o := b.plainColumn(n, s); o != nil {
-			g.keys[bareColumn{o.base, o.column}] = true
-		}
+		g.key(b.plainColumn(n, s))
 	}
+}
+
+// key notes a column that GROUP BY groups by, if that is what it is.
+func (g *grouping) key(o *output) {
+	if o != nil && o.base != nil {
+		g.keys[bareColumn{o.base, o.column}] = true
+	}
+}
+
+// startOf is where the first item of GROUP BY begins, -1 when its tree does not
+// tell.
+func startOf(list []*pg.Node) int32 {
+	if len(list) == 0 {
+		return -1
+	}
+	if c := list[0].GetColumnRef(); c != nil {
+		return c.GetLocation()
+	}
+	if c := list[0].GetAConst(); c != nil {
+		return c.GetLocation()
+	}
+	return -1
 }
 
 // localColumn finds a column of this level only, without noting anything.

@@ -23,7 +23,6 @@ func unsupported(what, hint string) *Refusal {
 var formHints = map[protoreflect.Name]string{
 	"CallStmt":           "Send the statements of the procedure one by one.",
 	"CreateTableAsStmt":  "Run the SELECT and keep its result on your side.",
-	"CurrentOfExpr":      "Name the row by its key in WHERE.",
 	"DoStmt":             "Send the statements of the block one by one.",
 	"ListenStmt":         "Poll with SELECT.",
 	"LockStmt":           "Lock rows with SELECT … FOR UPDATE.",

@@ -115,8 +115,11 @@ func (s *splicer) relation(ref *reference, subquery string) {
 		last++
 	}
 	if !ref.inherit {
+		if s.kind(first-1) == pg.Token_ASCII_40 && s.kind(last+1) == pg.Token_ASCII_41 { // ONLY (table)
+			first, last = first-1, last+1
+		}
 		if s.kind(first-1) != pg.Token_ONLY {
-			s.fail(ref.location, "ONLY (table) is not handled where the table has masked columns", "Write ONLY table.")
+			s.fail(ref.location, "ONLY is written in a way that is not handled", "Write ONLY table.")
 			return
 		}
 		first--
@@ -131,6 +134,63 @@ func (s *splicer) relation(ref *reference, subquery string) {
 	s.splices = append(s.splices, splice{
 		start: int(s.tokens[first].Start), end: int(s.tokens[last].End), text: subquery, relation: true,
 	})
+}
+
+// sample cuts TABLESAMPLE out, which has to stand within the subquery, and
+// returns it. Its arguments have to be numbers.
+func (s *splicer) sample(ref *reference) string {
+	if ref.sample == 0 {
+		return ""
+	}
+	method, ok := s.at[ref.sample]
+	first := method - 1
+	if ok && s.kind(method+1) == pg.Token_ASCII_46 { // pg_catalog.system
+		method += 2
+	}
+	if !ok || s.kind(first) != pg.Token_TABLESAMPLE || method >= len(s.tokens) {
+		s.fail(ref.location, "TABLESAMPLE is written in a way that is not handled", sampleHint)
+		return ""
+	}
+	size, last := s.number(method + 1)
+	text := " TABLESAMPLE pg_catalog." + s.token(method) + " (" + size + ")"
+	if last > 0 && s.kind(last+1) == pg.Token_REPEATABLE {
+		size, last = s.number(last + 2)
+		text += " REPEATABLE (" + size + ")"
+	}
+	if last == 0 {
+		s.fail(ref.location, "TABLESAMPLE of a table with masked columns takes a number only", sampleHint)
+		return ""
+	}
+	s.splices = append(s.splices, splice{start: int(s.tokens[first].Start), end: int(s.tokens[last].End)})
+	return text
+}
+
+const sampleHint = "Write TABLESAMPLE bernoulli (10) or system (10), with REPEATABLE (1) where it is to be repeated."
+
+// number reads ( number ) at token i and returns its last token, 0 when it is
+// something else.
+func (s *splicer) number(i int) (text string, last int) {
+	constant := s.kind(i+1) == pg.Token_ICONST || s.kind(i+1) == pg.Token_FCONST
+	if s.kind(i) != pg.Token_ASCII_40 || !constant || s.kind(i+2) != pg.Token_ASCII_41 {
+		return "", 0
+	}
+	return s.token(i + 1), i + 2
+}
+
+func (s *splicer) token(i int) string { return s.text[s.tokens[i].Start:s.tokens[i].End] }
+
+// grouping puts columns in front of those of GROUP BY.
+func (s *splicer) grouping(g *grouping, columns string) {
+	if columns == "" {
+		return
+	}
+	i, ok := s.at[g.location]
+	if !ok || s.kind(i-1) != pg.Token_BY || s.kind(i-2) != pg.Token_GROUP_P {
+		s.fail(g.location, "GROUP BY is written in a way that is not handled", "Name each column in GROUP BY.")
+		return
+	}
+	start := int(s.tokens[i].Start)
+	s.splices = append(s.splices, splice{start: start, end: start, text: columns})
 }
 
 // unqualify drops the schema of schema.table.column.
@@ -148,7 +208,7 @@ func (s *splicer) unqualify(u qualifiedUse) {
 
 // spliced is the new text, with the splices in order and their places in it.
 func (s *splicer) spliced() string {
-	slices.SortFunc(s.splices, func(a, b splice) int { return cmp.Compare(a.start, b.start) })
+	slices.SortFunc(s.splices, func(a, b splice) int { return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.end, b.end)) })
 	var out strings.Builder
 	done := 0
 	for i := range s.splices {
@@ -201,7 +261,7 @@ func clientPosition(f *Forward, position int) int {
 		if offset < p.at {
 			break
 		}
-		if offset < p.until {
+		if offset < p.until || offset == p.at && p.text == "" { // what was dropped begins there
 			return charPosition(f.client, int32(p.start))
 		}
 		shift = p.until - p.end
