@@ -42,6 +42,7 @@ CREATE MATERIALIZED VIEW kept AS SELECT d.id, j ->> 'ssn' AS s, name FROM dirty 
 CREATE SCHEMA mirror;
 CREATE TABLE mirror.customers AS SELECT id, name, email, '***'::varchar(11) AS ssn, '***'::char(19) COLLATE "C" AS card, NULL::numeric(10,2) AS balance, mood,
   tags, '***'::text AS last4 FROM customers;
+ALTER TABLE mirror.customers ADD PRIMARY KEY (id);
 CREATE TABLE mirror.orders AS TABLE orders;
 CREATE TABLE mirror.events AS SELECT id, '***'::text AS secret, at FROM events;
 CREATE TABLE mirror.events_1 AS SELECT id, '***'::text AS secret, at FROM events_1;
@@ -52,7 +53,7 @@ CREATE VIEW mirror.kept AS SELECT id, '***'::text AS s, name FROM mirror.custome
 GRANT SELECT ON orders, clean, picked TO app;
 GRANT SELECT (id) ON dirty TO app;
 GRANT SELECT (id, name) ON kept TO app;
-GRANT SELECT (id, name, email, mood, tags) ON customers TO app;
+GRANT SELECT (id, name, email, mood, tags, ctid), UPDATE (name) ON customers TO app;
 GRANT SELECT (id, at) ON events, events_1, events_2 TO app;
 GRANT INSERT, UPDATE, DELETE ON orders TO app;
 ANALYZE;
@@ -108,6 +109,7 @@ func TestServers(t *testing.T) {
 			srv := startTarget(t, version)
 			t.Run("rewritten queries", srv.testRewrittenQueries)
 			t.Run("role", srv.testRoleCannotReadSecrets)
+			t.Run("current of", srv.testCurrentOf)
 			t.Run("binding", srv.testBindingAgreesWithServer)
 			t.Run("random queries", srv.testNoSecretInRandomQueries)
 			t.Run("attacks", srv.testAttacks)
@@ -184,6 +186,13 @@ var readableQueries = []string{
 	"select string_agg(ssn, ', ' order by id desc) filter (where id < 4) from customers",
 	"values ((select ssn from customers where id = 2))",
 	"select * from dirty where id < 3",
+	"select id, ssn from customers where id < 4 for no key update",
+	"select c.id, o.note from customers c join orders o on o.customer_id = c.id where c.id < 3 for share of c nowait",
+	"select ssn from only (customers) where id = 3",
+	"select id, ssn from customers c tablesample bernoulli (100) repeatable (3) where id < 5",
+	"select name, ssn, count(*) from customers group by id having max(name) <> ''",
+	"select c.name, email, c.card, sum(o.total) from customers c join orders o on o.customer_id = c.id group by 1, c.id order by sum(o.total), name",
+	"select count(ctid), min(ssn) from customers where ctid is not null",
 	"select k.s, k.name, d.j, o.total from kept k join dirty d using (id) left join orders o on o.id = k.id",
 	"select x from (select s || '' as x from public.kept) y",
 }
@@ -215,6 +224,27 @@ func (srv *target) testRewrittenQueries(t *testing.T) {
 	control, err := answer(t.Context(), srv.owner, "select ssn, card, last4 from customers; select secret from events")
 	if err != nil || !strings.Contains(control, "SECRET-7") || !strings.Contains(control, "SECRET-CARD-7") {
 		t.Errorf("the secrets are not there to be shown: %v", err)
+	}
+}
+
+// A cursor over masks can be changed through: the row is the table's own.
+func (srv *target) testCurrentOf(t *testing.T) {
+	a := newTestAnalyzer(t)
+	for _, step := range []struct{ text, want string }{
+		{"begin", ""},
+		{"declare c cursor for select id, ssn from customers x where id > 3 order by id for update", ""},
+		{"fetch 2 from c", "|4|***\n|5|***"},
+		{"update customers set name = 'changed' where current of c returning id, name", "|5|changed"},
+		{"select id, ssn from customers where name = 'changed'", "|5|***"},
+		{"rollback", ""},
+	} {
+		f, r := maskIt(t, a, srv.cat, e2eMasks, step.text)
+		if r != nil {
+			t.Fatalf("%s: %s", step.text, r.Message)
+		}
+		if got, err := answer(t.Context(), srv.app, f.Text); err != nil || !strings.Contains(got, step.want) {
+			t.Errorf("%s\nas %s\nanswered %s, %v", step.text, f.Text, got, err)
+		}
 	}
 }
 
