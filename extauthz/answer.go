@@ -26,6 +26,7 @@ import (
 //	session      the session id
 //	resource     the resource's name
 //	obligations  access.Obligations as JSON text
+//	kubernetes   kube.Answer as JSON text; only when the target is an API server
 const MetadataKey = "chaperone"
 
 // retryAfter is how soon a client that does not wait may ask again.
@@ -39,9 +40,11 @@ func (c *check) allowed(d access.Decision) *authv3.CheckResponse {
 	if err != nil {
 		return c.denied(unavailable("the gateway cannot say what is to be masked"))
 	}
-	metadata, err := structpb.NewStruct(map[string]any{MetadataKey: map[string]any{
-		"request": c.id, "session": c.request.Session, "resource": c.request.Resource.Name, "obligations": string(obligations),
-	}})
+	told := map[string]any{"request": c.id, "session": c.request.Session, "resource": c.request.Resource.Name, "obligations": string(obligations)}
+	if k := c.request.Action.K8s; k != nil {
+		return c.allowedKubernetes(k, d, told)
+	}
+	metadata, err := structpb.NewStruct(map[string]any{MetadataKey: told})
 	if err != nil {
 		return c.denied(unavailable("the gateway cannot say what is to be masked"))
 	}
@@ -78,7 +81,11 @@ func (c *check) denied(f *fault) *authv3.CheckResponse {
 	if status == 0 {
 		status = f.Status()
 	}
-	headers := []*corev3.HeaderValueOption{set("content-type", access.ProblemType)}
+	media, body := access.ProblemType, f.Problem(status)
+	if c.message.kind() == access.Kubernetes {
+		media, body = "application/json", f.KubernetesStatus(status)
+	}
+	headers := []*corev3.HeaderValueOption{set("content-type", media)}
 	if wait := f.Frees.Sub(c.now()); wait > 0 {
 		headers = append(headers, set("retry-after", strconv.Itoa(int(wait.Seconds())+1)))
 	}
@@ -87,7 +94,7 @@ func (c *check) denied(f *fault) *authv3.CheckResponse {
 		code = codes.Unauthenticated
 		headers = append(headers, set("www-authenticate", "Bearer"))
 	}
-	return answer(code, status, f.Problem(status), headers...)
+	return answer(code, status, body, headers...)
 }
 
 // accepted is the 202 of a request that waits for a reviewer without its client.

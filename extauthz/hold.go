@@ -21,7 +21,7 @@ const settleTimeout = 5 * time.Second
 // rather come back, keeps it until they have answered, it has waited long
 // enough, or it leaves.
 func (c *check) hold(ctx context.Context, d access.Decision) *authv3.CheckResponse {
-	if c.request.Action.HTTP.BodyState == access.BodyUnread {
+	if http := c.request.Action.HTTP; http != nil && http.BodyState == access.BodyUnread {
 		// The grant would not cover the body. Envoy learns with the next
 		// snapshot that bodies of this resource are to be read.
 		return c.refuse(ctx, unavailable("the gateway did not read the request body, so it cannot be put before a reviewer"))

@@ -23,6 +23,7 @@ const (
 	contextHost       = "host"
 	contextBody       = "body"
 	contextCredential = "credential"
+	contextKind       = "kind"
 	wholeBody         = "whole"
 )
 
@@ -178,13 +179,8 @@ func (m *message) readBody(c *access.HTTPCall) *fault {
 		}
 		return nil
 	}
-	// Envoy answers a body above its bound itself, unless the end came together
-	// with what was too much: then it sends as much as the bound.
-	if slices.Contains(m.headers["x-envoy-auth-partial-body"], "true") {
-		return tooLarge(len(m.body))
-	}
-	if length, declared := m.headers["content-length"]; declared && (len(length) != 1 || length[0] != strconv.Itoa(len(m.body))) {
-		return unreadable("the request body is not as long as it says")
+	if f := m.whole(); f != nil {
+		return f
 	}
 	if len(m.body) == 0 {
 		return nil
@@ -197,6 +193,19 @@ func (m *message) readBody(c *access.HTTPCall) *fault {
 	}
 	if body, err := strictjson.Decode(m.body); err == nil {
 		c.Body, c.BodyState = body, access.BodyWhole
+	}
+	return nil
+}
+
+// whole refuses a body that is not all there. Envoy answers a body above its
+// bound itself, unless the end came together with what was too much: then it
+// sends as much as the bound.
+func (m *message) whole() *fault {
+	if slices.Contains(m.headers["x-envoy-auth-partial-body"], "true") {
+		return tooLarge(len(m.body))
+	}
+	if length, declared := m.headers["content-length"]; declared && (len(length) != 1 || length[0] != strconv.Itoa(len(m.body))) {
+		return unreadable("the request body is not as long as it says")
 	}
 	return nil
 }

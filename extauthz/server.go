@@ -86,7 +86,8 @@ type Usage interface {
 	Begin(ctx context.Context, session, account string, limits access.Limits) (*quota.Use, error)
 }
 
-// Dependencies are what a Server works with; all but Usage are required.
+// Dependencies are what a Server works with; all but Usage and Impersonation are
+// required.
 type Dependencies struct {
 	Verifier   Verifier
 	Resources  Resources
@@ -96,6 +97,10 @@ type Dependencies struct {
 	Departures Departures
 	Sessions   Sessions
 	Usage      Usage // without it requests with such a limit are refused
+
+	// Impersonation says as whom an API server acts for a caller; nil: as the
+	// gateway's own account, at every resource.
+	Impersonation func(resource string) *Impersonation
 }
 
 func (d Dependencies) complete() bool {
@@ -196,11 +201,9 @@ func (c *check) run(ctx context.Context, in *authv3.CheckRequest) *authv3.CheckR
 	if f := c.locate(ctx); f != nil {
 		return c.refuse(ctx, f)
 	}
-	call, f := c.message.call()
-	if f != nil {
+	if f := c.act(); f != nil {
 		return c.refuse(ctx, f)
 	}
-	c.request.Action.HTTP = call
 	id, session, release, err := c.Sessions.For(ctx, c.request.Principal, c.request.Resource, c.message.client)
 	if err != nil {
 		return c.refuse(ctx, asFault(err, "the gateway cannot open a session now"))
@@ -254,14 +257,24 @@ func (c *check) verify(ctx context.Context) *fault {
 func (c *check) locate(ctx context.Context) *fault {
 	name := c.message.extensions[contextResource]
 	r, ok := c.Resources.Resource(name)
-	if !ok || r.Kind != access.HTTP {
-		return unknownResource(fmt.Sprintf("there is no http resource %q", name))
+	if kind := c.message.kind(); !ok || r.Kind != kind {
+		return unknownResource(fmt.Sprintf("there is no %s resource %q", kind, name))
 	}
 	if !c.Decider.MayConnect(ctx, c.request.Principal, r) {
 		return unknownResource(fmt.Sprintf("no policy lets the principal do anything with %q", name))
 	}
 	c.request.Resource = r
 	return nil
+}
+
+// act reads what is asked, in the target's own terms.
+func (c *check) act() (f *fault) {
+	if c.message.kind() == access.Kubernetes {
+		c.request.Action.K8s, f = c.message.kubernetes()
+	} else {
+		c.request.Action.HTTP, f = c.message.call()
+	}
+	return f
 }
 
 // judge asks policy about the request as of now.
@@ -275,6 +288,9 @@ func (c *check) judge(ctx context.Context) access.Decision {
 // decide acts on what policy says.
 func (c *check) decide(ctx context.Context) *authv3.CheckResponse {
 	d := c.judge(ctx)
+	if f := c.unserved(d); f != nil {
+		return c.refuse(ctx, f)
+	}
 	switch d.Effect {
 	case access.Allow:
 		return c.forward(ctx, d, "")
@@ -301,9 +317,7 @@ func (c *check) forward(ctx context.Context, d access.Decision, approval string)
 		}
 		return c.refuse(ctx, f)
 	}
-	executed := *c.request.Action.HTTP
-	executed.Body = nil // it is in the decision's input; the digest stands for it
-	err := c.record(ctx, c.decided(d), c.event(access.Event{Executed: &access.Executed{HTTP: &executed, Approval: approval}}))
+	err := c.record(ctx, c.decided(d), c.event(access.Event{Executed: c.executed(approval)}))
 	if err != nil {
 		return c.refuse(ctx, unrecorded(err))
 	}
@@ -311,6 +325,22 @@ func (c *check) forward(ctx context.Context, d access.Decision, approval string)
 		return c.refuse(ctx, asFault(context.Cause(ctx), "the client left"))
 	}
 	return c.allowed(d)
+}
+
+// executed is the request as it goes on. Its body is in the decision's input; the
+// digest stands for it.
+func (c *check) executed(approval string) *access.Executed {
+	x := &access.Executed{Approval: approval}
+	if k := c.request.Action.K8s; k != nil {
+		x.K8s = new(access.K8s)
+		*x.K8s = *k
+		x.K8s.Body = nil
+		return x
+	}
+	x.HTTP = new(access.HTTPCall)
+	*x.HTTP = *c.request.Action.HTTP
+	x.HTTP.Body = nil
+	return x
 }
 
 // count counts the request where a limit holds beyond it, and leaves word for

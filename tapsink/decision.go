@@ -11,19 +11,22 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/kube"
+	"chaperone.dev/chaperone/internal/mask"
 )
 
 // DefaultNamespace is where Envoy puts the dynamic metadata of an authorizer:
 // under the name of its filter.
 const DefaultNamespace = "envoy.filters.http.ext_authz"
 
-// MetadataKey is the member of that namespace with the decision. Its members,
-// all of them there and none of them empty, are
+// MetadataKey is the member of that namespace with the decision. Its members, all
+// but the last of them there and none of them empty, are
 //
 //	request      the request id
 //	session      the session id
 //	resource     the resource's name
 //	obligations  access.Obligations as JSON text
+//	kubernetes   kube.Answer as JSON text; only when the target is an API server
 const MetadataKey = "chaperone"
 
 // A decision is what the authorizer left for us about the request.
@@ -32,6 +35,7 @@ type decision struct {
 
 	text        string // of the obligations
 	obligations access.Obligations
+	kubernetes  *kube.Answer // nil: the target is no API server
 }
 
 // errUndecided says that nobody decided on the request that this answers.
@@ -62,5 +66,32 @@ func readDecision(metadata *corev3.Metadata, namespace string) (decision, error)
 	if _, err := in.Token(); err != io.EOF || !strings.HasPrefix(d.text, "{") { // null would be no obligations
 		return decision{}, errors.New("metadata \"obligations\": not one object")
 	}
+	if answer, ok := fields["kubernetes"]; ok {
+		d.kubernetes = &kube.Answer{}
+		in := json.NewDecoder(strings.NewReader(answer.GetStringValue()))
+		in.DisallowUnknownFields()
+		if err := in.Decode(d.kubernetes); err != nil {
+			return decision{}, fmt.Errorf("metadata \"kubernetes\": %w", err)
+		}
+	}
 	return d, nil
+}
+
+// masksOf are the masks of an answer of that status, and a text that tells them
+// from others.
+func (d decision) masksOf(status int) (key string, compile func() (*mask.Masker, error)) {
+	if d.kubernetes == nil {
+		return d.text, func() (*mask.Masker, error) { return mask.Compile(d.obligations.Masks) }
+	}
+	return fmt.Sprintf("%+v %d %s", *d.kubernetes, status, d.text), func() (*mask.Masker, error) {
+		return d.kubernetes.Masker(d.obligations.Masks, status)
+	}
+}
+
+// refusal is how a denial is written for the client: as what, and its bytes.
+func (d decision) refusal(denial *access.Denial, status int) (media string, body []byte) {
+	if d.kubernetes != nil {
+		return "application/json", denial.KubernetesStatus(status)
+	}
+	return access.ProblemType, denial.Problem(status)
 }

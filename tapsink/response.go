@@ -109,9 +109,6 @@ func (r *response) begin(ctx context.Context, metadata *corev3.Metadata, in *ext
 	}
 	r.decision = d
 	r.record = record{to: r.server.cfg.Recorder, decision: d, left: r.server.cfg.RecordBytes}
-	if r.masker, err = r.server.masker(d.text, d.obligations.Masks); err != nil {
-		return nil, fmt.Errorf("masks of the decision: %w", err)
-	}
 	if r.server.cfg.Literals != nil {
 		r.literals = r.server.cfg.Literals(d.resource)
 	}
@@ -121,6 +118,9 @@ func (r *response) begin(ctx context.Context, metadata *corev3.Metadata, in *ext
 	hs := readHeaders(in.GetHeaders())
 	if r.status, err = strconv.Atoi(first(hs.all(":status"))); err != nil {
 		return nil, errors.New("response without a status")
+	}
+	if r.masker, err = r.server.masker(d, r.status); err != nil {
+		return nil, fmt.Errorf("masks of the decision: %w", err)
 	}
 	if r.writer, err = r.choose(ctx, hs, !in.GetEndOfStream()); err != nil {
 		return r.refuse(ctx, err)
@@ -176,7 +176,15 @@ func (r *response) choose(ctx context.Context, hs headers, body bool) (mask.Writ
 	if limit := r.decision.obligations.Limits.Bytes; err == nil && body && limit > 0 && length > limit {
 		return nil, &access.Denial{Reason: access.LimitExceeded, Message: fmt.Sprintf("the answer has %d bytes, the policy allows %d", length, limit)}
 	}
+	if r.decision.kubernetes != nil && r.status == http.StatusSwitchingProtocols {
+		return nil, refusal("it leaves HTTP for another protocol")
+	}
 	w, err := writerFor(r.masker, r.status, hs, body)
+	if r.decision.kubernetes != nil && r.decision.kubernetes.Lines {
+		if _, isJSON := w.(*mask.JSON); isJSON {
+			w = r.masker.NewJSONLines()
+		}
+	}
 	switch {
 	case err != nil || r.literals == nil || !body:
 		return w, err
@@ -228,13 +236,14 @@ func (r *response) refuse(ctx context.Context, why error) (*extprocv3.Processing
 		return nil, err
 	}
 	r.phase = refused
+	media, body := r.decision.refusal(denial, http.StatusBadGateway)
 	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ImmediateResponse{
 		ImmediateResponse: &extprocv3.ImmediateResponse{
 			Status:  &typev3.HttpStatus{Code: typev3.StatusCode(http.StatusBadGateway)},
-			Body:    denial.Problem(http.StatusBadGateway),
+			Body:    body,
 			Details: "response_refused",
 			Headers: &extprocv3.HeaderMutation{SetHeaders: []*corev3.HeaderValueOption{
-				set("content-type", access.ProblemType), set("cache-control", "no-store"),
+				set("content-type", media), set("cache-control", "no-store"),
 			}},
 		}}}, nil
 }

@@ -219,15 +219,16 @@ func (s *Server) receive(stream extprocv3.ExternalProcessor_ProcessServer) <-cha
 	return messages
 }
 
-// masker compiles masks, or finds them compiled.
-func (s *Server) masker(text string, masks []access.Mask) (*mask.Masker, error) {
+// masker compiles the masks of an answer of that status, or finds them compiled.
+func (s *Server) masker(d decision, status int) (*mask.Masker, error) {
+	text, compile := d.masksOf(status)
 	s.mu.Lock()
 	m := s.maskers[text]
 	s.mu.Unlock()
 	if m != nil {
 		return m, nil
 	}
-	m, err := mask.Compile(masks)
+	m, err := compile()
 	if err != nil {
 		return nil, err
 	}

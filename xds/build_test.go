@@ -67,6 +67,8 @@ func full(t testing.TB) Config {
 				Credential: &Credential{Header: "X-Api-Key", Value: access.NewSecret("golden-api-key")}},
 			{Name: "mail", Address: "https://192.0.2.1:444", Host: "mail.example:444", CA: cert,
 				Credential: &Credential{Header: "authorization", Value: access.NewSecret("Bearer golden-token")}},
+			{Name: "cluster", Address: "https://k8s.internal:6443", CA: cert, Kubernetes: true,
+				Certificate: &Certificate{Chain: cert, Key: key}},
 		},
 	}
 }
@@ -294,7 +296,7 @@ func TestNothingFailsOpen(t *testing.T) {
 			t.Errorf("%s leads to %s", r.GetName(), cluster)
 		}
 	}
-	if toTargets != 6 {
+	if toTargets != 9 {
 		t.Errorf("%d routes to targets", toTargets)
 	}
 	var hcm hcmv3.HttpConnectionManager

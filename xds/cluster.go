@@ -37,6 +37,8 @@ const manyRequests = 1 << 17
 
 func resourceCluster(name string) string { return "http/" + name }
 
+func certificateSecret(resource string) string { return "http/" + resource + "/certificate" }
+
 func credentialSecret(resource string) string { return "http/" + resource + "/credential" }
 
 func clusters(c Config, from source) []*clusterv3.Cluster {
@@ -149,7 +151,7 @@ func (r HTTPResource) cluster(systemCAs string, from source) *clusterv3.Cluster 
 	}
 	c.TypedExtensionProtocolOptions = protocol(options)
 	if t.tls {
-		c.TransportSocket = r.tls(t, systemCAs)
+		c.TransportSocket = r.tls(t, systemCAs, from)
 	}
 	return c
 }
@@ -159,7 +161,7 @@ func upstreamFilter(name string, config *anypb.Any) *hcmv3.HttpFilter {
 }
 
 // tls verifies the target's chain and its name.
-func (r HTTPResource) tls(t target, systemCAs string) *corev3.TransportSocket {
+func (r HTTPResource) tls(t target, systemCAs string, from source) *corev3.TransportSocket {
 	ca := inline(r.CA)
 	if len(r.CA) == 0 {
 		ca = &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: systemCAs}}
@@ -169,11 +171,16 @@ func (r HTTPResource) tls(t target, systemCAs string) *corev3.TransportSocket {
 	if _, err := netip.ParseAddr(t.serverName); err == nil {
 		san.SanType, sni = tlsv3.SubjectAltNameMatcher_IP_ADDRESS, ""
 	}
+	var own []*tlsv3.SdsSecretConfig
+	if r.Certificate != nil {
+		own = []*tlsv3.SdsSecretConfig{{Name: certificateSecret(r.Name), SdsConfig: from.config()}}
+	}
 	return &corev3.TransportSocket{
 		Name: "envoy.transport_sockets.tls",
 		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(&tlsv3.UpstreamTlsContext{
 			Sni: sni,
 			CommonTlsContext: &tlsv3.CommonTlsContext{
+				TlsCertificateSdsSecretConfigs: own,
 				TlsParams: &tlsv3.TlsParameters{ // as a client Envoy does not go beyond 1.2 by itself
 					TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
 				AlpnProtocols: []string{"http/1.1"},

@@ -34,6 +34,10 @@ import (
 // reads bodies (or may hold) accepts. Larger ones are answered 413.
 const MaxBody = 1 << 20
 
+// MaxKubernetesBody is the same for Kubernetes, whose bodies are always read:
+// the API server's own bound.
+const MaxKubernetesBody = 3 << 20
+
 // A Config is everything that Envoy is told. It is a value: Build keeps none of
 // its slices.
 type Config struct {
@@ -73,7 +77,8 @@ type Sockets struct {
 	API      string // HTTP/1.1: /api/v1, /oauth, /.well-known; "" leaves the routes out
 }
 
-// An HTTPResource is a target that clients reach below /http/<Name>/.
+// An HTTPResource is a target that clients reach below /http/<Name>/, or, when it
+// is a Kubernetes API server, below /k8s/<Name>/.
 type HTTPResource struct {
 	Name       string
 	Address    string      // http[s]://host[:port], no path
@@ -83,6 +88,15 @@ type HTTPResource struct {
 	// ReadBody buffers request bodies up to MaxBody and shows them to the
 	// authorizer: for policies that read them or may hold the request.
 	ReadBody bool
+
+	Kubernetes  bool
+	Certificate *Certificate // for the target; nil shows none
+}
+
+// A Certificate is what Envoy proves itself by to the target.
+type Certificate struct {
+	Chain []byte        // PEM, leaf first
+	Key   access.Secret // PEM
 }
 
 // A Credential is a header that Envoy sets on every request to the target, in
@@ -177,6 +191,11 @@ func (r HTTPResource) validate(systemCAs string) error {
 	}
 	if !httpguts.ValidHostHeader(t.hostHeader) || strings.ContainsAny(t.hostHeader, "/@ ") {
 		return fmt.Errorf("host: %q is not a host", t.hostHeader)
+	}
+	if c := r.Certificate; c != nil {
+		if _, err := tls.X509KeyPair(c.Chain, []byte(c.Key.Reveal())); err != nil || !t.tls {
+			return errors.New("certificate: it has no key, or the target no TLS")
+		}
 	}
 	if r.Credential == nil {
 		return nil

@@ -17,7 +17,14 @@ const (
 	contextHost       = "host"       // Host header that the target receives
 	contextBody       = "body"       // "whole" when the Check holds the whole request body
 	contextCredential = "credential" // header that is injected later, whatever the client sends
+	contextKind       = "kind"       // "kubernetes" when the target is an API server
 )
+
+// kubernetesKind is said of every route below /k8s/.
+const kubernetesKind = "kubernetes"
+
+// upgrades are what Kubernetes streams by.
+var upgrades = []string{"websocket", "SPDY/3.1"}
 
 // routes is what the HTTPS listener serves: targets below /http/, the API, and
 // a problem document for everything else.
@@ -25,6 +32,11 @@ func routes(c Config) *routev3.RouteConfiguration {
 	var rs []*routev3.Route
 	for _, r := range c.HTTP {
 		prefix := "/http/" + r.Name
+		if r.Kubernetes {
+			prefix = "/k8s/" + r.Name
+			rs = append(rs, r.upgradeRoute(prefix))
+			r.ReadBody = true
+		}
 		rs = append(rs,
 			r.route(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: prefix + "/"}}, prefix),
 			r.route(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: prefix}}, prefix))
@@ -41,7 +53,7 @@ func routes(c Config) *routev3.RouteConfiguration {
 		VirtualHosts: []*routev3.VirtualHost{{
 			Name:    "gateway",
 			Domains: []string{"*"},
-			Routes:  append(rs, unknownResource(), nothing()),
+			Routes:  append(rs, unknownResource("/http/", ""), unknownResource("/k8s/", kubernetesKind), nothing()),
 		}},
 	}
 }
@@ -58,9 +70,12 @@ func (r HTTPResource) route(match *routev3.RouteMatch, prefix string) *routev3.R
 	if r.Credential != nil {
 		check.ContextExtensions[contextCredential] = r.Credential.Header
 	}
+	if r.Kubernetes {
+		check.ContextExtensions[contextKind] = kubernetesKind
+	}
 	if r.ReadBody {
 		check.ContextExtensions[contextBody] = "whole"
-		check.WithRequestBody = &extauthzv3.BufferSettings{MaxRequestBytes: MaxBody, PackAsBytes: true}
+		check.WithRequestBody = &extauthzv3.BufferSettings{MaxRequestBytes: r.maxBody(), PackAsBytes: true}
 	}
 	return &routev3.Route{
 		Name:  resourceCluster(r.Name),
@@ -78,6 +93,26 @@ func (r HTTPResource) route(match *routev3.RouteMatch, prefix string) *routev3.R
 				Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{CheckSettings: check}}),
 		},
 	}
+}
+
+// maxBody is the largest body that the authorizer is shown.
+func (r HTTPResource) maxBody() uint32 {
+	if r.Kubernetes {
+		return MaxKubernetesBody
+	}
+	return MaxBody
+}
+
+// upgradeRoute is for requests that ask to leave HTTP: they have no body to wait
+// for, and the authorizer, not Envoy, says what becomes of them.
+func (r HTTPResource) upgradeRoute(prefix string) *routev3.Route {
+	r.ReadBody = false
+	route := r.route(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: prefix + "/"},
+		Headers: []*routev3.HeaderMatcher{{Name: "upgrade", HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}}}}, prefix)
+	for _, name := range upgrades {
+		route.GetRoute().UpgradeConfigs = append(route.GetRoute().UpgradeConfigs, &routev3.RouteAction_UpgradeConfig{UpgradeType: name})
+	}
+	return route
 }
 
 // api leads to chaperone's own API, token service or documents, which check
@@ -102,15 +137,20 @@ func api(name string, match *routev3.RouteMatch) *routev3.Route {
 // clientHeader tells the API where a request comes from.
 const clientHeader = "x-chaperone-client"
 
-// unknownResource answers below /http/ where no target is. The authorizer is
+// unknownResource answers below prefix where no target is. The authorizer is
 // asked first, and refuses: whoever has no token learns nothing of which
 // resources there are.
-func unknownResource() *routev3.Route {
+func unknownResource(prefix, kind string) *routev3.Route {
+	filters := map[string]*anypb.Any{extProcFilter: noProcessing()}
+	if kind != "" {
+		filters[extAuthzFilter] = pack(&extauthzv3.ExtAuthzPerRoute{Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{
+			CheckSettings: &extauthzv3.CheckSettings{ContextExtensions: map[string]string{contextKind: kind}}}})
+	}
 	return &routev3.Route{
 		Name:                 "unknown-resource",
-		Match:                &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/http/"}},
+		Match:                &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: prefix}},
 		Action:               notFound(),
-		TypedPerFilterConfig: map[string]*anypb.Any{extProcFilter: noProcessing()},
+		TypedPerFilterConfig: filters,
 	}
 }
 

@@ -157,7 +157,7 @@ func (a *agent) everything() {
 	a.fetch(resourcev3.ClusterType)
 	a.fetch(resourcev3.ListenerType)
 	a.fetch(resourcev3.RouteType, "https")
-	a.fetch(resourcev3.SecretType, "clients", "gateway", "http/billing/credential", "http/mail/credential")
+	a.fetch(resourcev3.SecretType, "clients", "gateway", "http/billing/credential", "http/cluster/certificate", "http/mail/credential")
 }
 
 // eventually polls for what the server learns from a stream in its own time.
@@ -190,7 +190,7 @@ func TestDelta(t *testing.T) {
 	p := newPlane(t, first)
 	a := p.connect(t, "envoy-1")
 	if got := names(a.fetch(resourcev3.ClusterType)); !slices.Equal(got, []string{
-		"chaperone-api", "chaperone-postgres", "chaperone-services", "chaperone-ssh", "http/billing", "http/mail", "http/wiki", "otlp"}) {
+		"chaperone-api", "chaperone-postgres", "chaperone-services", "chaperone-ssh", "http/billing", "http/cluster", "http/mail", "http/wiki", "otlp"}) {
 		t.Errorf("clusters %v", got)
 	}
 	a.fetch(resourcev3.ListenerType)
@@ -198,7 +198,7 @@ func TestDelta(t *testing.T) {
 	if p.only(t).InSync {
 		t.Error("in sync without the secrets")
 	}
-	a.fetch(resourcev3.SecretType, "clients", "gateway", "http/billing/credential", "http/mail/credential")
+	a.fetch(resourcev3.SecretType, "clients", "gateway", "http/billing/credential", "http/cluster/certificate", "http/mail/credential")
 	eventually(t, "in sync", func() bool { return p.only(t).InSync })
 
 	// Only what changed is sent.

@@ -86,6 +86,10 @@ func secrets(c Config) []*tlsv3.Secret {
 			out = append(out, &tlsv3.Secret{Name: credentialSecret(r.Name), Type: &tlsv3.Secret_GenericSecret{
 				GenericSecret: &tlsv3.GenericSecret{Secret: inline([]byte(r.Credential.Value.Reveal()))}}})
 		}
+		if own := r.Certificate; own != nil {
+			out = append(out, &tlsv3.Secret{Name: certificateSecret(r.Name), Type: &tlsv3.Secret_TlsCertificate{
+				TlsCertificate: &tlsv3.TlsCertificate{CertificateChain: inline(own.Chain), PrivateKey: inline([]byte(own.Key.Reveal()))}}})
+		}
 	}
 	return out
 }

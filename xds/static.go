@@ -34,6 +34,9 @@ func (s *Snapshot) Static() ([]byte, error) {
 		if r.Credential != nil {
 			c.HTTP[i].Credential = &Credential{Header: r.Credential.Header, Value: access.NewSecret("stand-in")}
 		}
+		if r.Certificate != nil {
+			c.HTTP[i].Certificate = &Certificate{Chain: c.Listen.Certificate, Key: c.Listen.Key}
+		}
 	}
 	static := &bootstrapv3.Bootstrap_StaticResources{
 		Listeners: listeners(c, source{static: true}),

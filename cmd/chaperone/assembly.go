@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"chaperone.dev/chaperone/extauthz"
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/config"
 	"chaperone.dev/chaperone/internal/identity"
@@ -36,10 +37,12 @@ type revision struct {
 	postgres map[string]postgres.Resource
 	ssh      map[string]ssh.Resource
 	access   map[string]access.Resource
-	literals map[string]*mask.Literals // of HTTP resources with a credential
-	tls      *tls.Config               // of the session services
-	envoy    *xds.Snapshot
-	since    time.Time
+	literals map[string]*mask.Literals // of HTTP and Kubernetes resources with a credential
+
+	impersonation map[string]*extauthz.Impersonation // of Kubernetes resources
+	tls           *tls.Config                        // of the session services
+	envoy         *xds.Snapshot
+	since         time.Time
 }
 
 // A builder makes revisions from files.
@@ -61,7 +64,7 @@ func (b *builder) build() (*revision, error) {
 	}
 	r := &revision{config: cfg, policies: set, since: time.Now(), postgres: map[string]postgres.Resource{},
 		ssh: map[string]ssh.Resource{}, access: map[string]access.Resource{},
-		literals: map[string]*mask.Literals{}}
+		literals: map[string]*mask.Literals{}, impersonation: map[string]*extauthz.Impersonation{}}
 	cert, err := tls.X509KeyPair(cfg.Listen.TLS.Cert.Bytes(), cfg.Listen.TLS.Key.Bytes())
 	if err != nil {
 		return nil, fmt.Errorf("listen.tls: %w", err)
@@ -69,8 +72,14 @@ func (b *builder) build() (*revision, error) {
 	r.tls = sessionTLS(cfg, cert)
 	for _, res := range cfg.Resources {
 		r.access[res.Name] = res.Access()
-		if res.Kind == access.HTTP {
+		switch res.Kind {
+		case access.HTTP:
 			r.literals[res.Name] = mask.NewLiterals(credentialForms(res.HTTP.Credential.Value.Secret())...)
+		case access.Kubernetes:
+			r.literals[res.Name] = mask.NewLiterals(res.Kubernetes.Credential.Token.Secret().Reveal())
+			if i := res.Kubernetes.Impersonate; i != nil {
+				r.impersonation[res.Name] = &extauthz.Impersonation{Prefix: *i.Prefix, Groups: i.Groups}
+			}
 		}
 		switch res.Kind {
 		case access.Postgres:
@@ -176,6 +185,9 @@ func envoyConfig(cfg *config.Config, set *policy.Set) xds.Config {
 	}
 	rules := policy.NewEngine(set)
 	for _, res := range cfg.Resources {
+		if res.Kind == access.Kubernetes {
+			out.HTTP = append(out.HTTP, apiServer(res))
+		}
 		if res.Kind != access.HTTP {
 			continue
 		}
@@ -187,6 +199,23 @@ func envoyConfig(cfg *config.Config, set *policy.Set) xds.Config {
 		out.HTTP = append(out.HTTP, h)
 	}
 	return out
+}
+
+// apiServer is how a Kubernetes API server is reached.
+func apiServer(res config.Resource) xds.HTTPResource {
+	k := res.Kubernetes
+	h := xds.HTTPResource{Name: res.Name, Address: strings.TrimSuffix(res.Address, "/"), CA: k.CA.Bytes(), Kubernetes: true}
+	if token := k.Credential.Token.Secret(); !token.Empty() {
+		h.Credential = &xds.Credential{Header: "authorization", Value: access.NewSecret("Bearer " + token.Reveal())}
+	} else {
+		h.Certificate = &xds.Certificate{Chain: k.Credential.Cert.Bytes(), Key: k.Credential.Key.Secret()}
+	}
+	return h
+}
+
+// impersonating says as whom an API server acts; nil: as the gateway's account.
+func (c *current) impersonating(resource string) *extauthz.Impersonation {
+	return c.revision.Load().impersonation[resource]
 }
 
 // A current gives every service the revision that serves now.

@@ -86,6 +86,7 @@ func (s *server) http(cfg *config.Config) (*extauthz.Server, *tapsink.Server, er
 	authorizer, err := extauthz.New(extauthz.Config{Wait: cfg.Approvals.Wait, Logger: s.log, Metrics: s.metrics}, extauthz.Dependencies{
 		Verifier: &s.current, Resources: &s.current, Decider: s.engine, Recorder: s.recorder,
 		Approvals: s.approvals, Departures: s.approvals, Sessions: s.calls, Usage: s.usage,
+		Impersonation: s.current.impersonating,
 	})
 	if err != nil {
 		return nil, nil, err

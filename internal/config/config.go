@@ -130,12 +130,14 @@ type TokenClient struct {
 // A Resource is one target.
 type Resource struct {
 	Name     string            `yaml:"name" doc:"how clients and policies name it"`
-	Kind     access.Kind       `yaml:"kind" doc:"postgres, http or ssh"`
-	Address  string            `yaml:"address" doc:"host:port, or a URL for http"`
+	Kind     access.Kind       `yaml:"kind" doc:"postgres, http, ssh or kubernetes"`
+	Address  string            `yaml:"address" doc:"host:port, or a URL for http and kubernetes"`
 	Labels   map[string]string `yaml:"labels" doc:"what policies may ask about it"`
 	Postgres *Postgres         `yaml:"postgres" doc:"settings of a PostgreSQL target"`
 	HTTP     *HTTP             `yaml:"http" doc:"settings of an HTTP target"`
 	SSH      *SSH              `yaml:"ssh" doc:"settings of an SSH target"`
+
+	Kubernetes *Kubernetes `yaml:"kubernetes" doc:"settings of a Kubernetes API server"`
 }
 
 // Access is the resource in the words of decisions.

@@ -126,7 +126,7 @@ func TestLoadRefusesWithTheReason(t *testing.T) {
 		"skew above a minute":    {"identity:\n", "identity:\n  skew: 61s\n", "60s at most"},
 		"same resource twice":    {"name: billing", "name: orders", "resources[1].name: is used twice"},
 		"resource name":          {"name: billing", "name: ../billing", "resources[1].name: must be"},
-		"unknown kind":           {"kind: http", "kind: ftp", "must be postgres, http or ssh"},
+		"unknown kind":           {"kind: http", "kind: ftp", "must be postgres, http, ssh or kubernetes"},
 		"kind and settings":      {"kind: http", "kind: postgres", "does not belong to a resource of kind postgres"},
 		"no account":             {"users: [deploy]", "users: []", "resources[2].ssh.users: at least one"},
 		"odd account":            {"users: [deploy]", "users: [deploy, \"a@b\"]", "users[1]: must be the name of an account"},

@@ -286,8 +286,10 @@ func (v *validation) resources(rs []Resource) {
 			v.http(path, r)
 		case access.SSH:
 			v.ssh(path, r)
+		case access.Kubernetes:
+			v.kubernetes(path, r)
 		default:
-			v.fault(path+".kind", "must be postgres, http or ssh")
+			v.fault(path+".kind", "must be postgres, http, ssh or kubernetes")
 			continue
 		}
 		v.onlyOwnSettings(path, r)
@@ -299,7 +301,8 @@ func (v *validation) onlyOwnSettings(path string, r *Resource) {
 	for _, other := range []struct {
 		kind  access.Kind
 		given bool
-	}{{access.Postgres, r.Postgres != nil}, {access.HTTP, r.HTTP != nil}, {access.SSH, r.SSH != nil}} {
+	}{{access.Postgres, r.Postgres != nil}, {access.HTTP, r.HTTP != nil}, {access.SSH, r.SSH != nil},
+		{access.Kubernetes, r.Kubernetes != nil}} {
 		if other.given && other.kind != r.Kind {
 			v.fault(path+"."+string(other.kind), "does not belong to a resource of kind %s", r.Kind)
 		}

@@ -113,6 +113,9 @@ func (c Config) document(r *http.Request, p access.Principal) Document {
 		case access.HTTP:
 			one.URL = d.Gateway + "/http/" + known.Name + "/"
 			one.How = "send the token in the header Authorization: Bearer TOKEN"
+		case access.Kubernetes:
+			one.URL = d.Gateway + "/k8s/" + known.Name
+			one.How = "point kubectl's server at the URL and send the token as its bearer token: chaperone env " + known.Name + " prints a kubeconfig"
 		case access.Postgres:
 			one.Port = c.PostgresPort()
 			if one.Port == 0 {

@@ -38,6 +38,10 @@ var groups = []string{"", "apps", "batch", "autoscaling", "policy", rbac, "netwo
 	"admissionregistration.k8s.io", "flowcontrol.apiserver.k8s.io", "authentication.k8s.io", "authorization.k8s.io", "node.k8s.io",
 	"scheduling.k8s.io"}
 
+// IsForeign reports whether the request is about a resource that is not
+// Kubernetes' own.
+func IsForeign(k *access.K8s) bool { return k.Resource != "" && !slices.Contains(groups, k.Group) }
+
 // objectOf finds the facts of the object that the request would store.
 func objectOf(k *access.K8s) *access.K8sObject {
 	switch {
@@ -57,7 +61,7 @@ func objectOf(k *access.K8s) *access.K8sObject {
 		o.Privileged = saysPrivileged(k.Body)
 		return o
 	}
-	if !ok || !slices.Contains(groups, k.Group) {
+	if !ok || IsForeign(k) {
 		return unknownObject(access.K8sFacts()...)
 	}
 	return wholeObject(k, object)

@@ -10,6 +10,7 @@ import (
 const (
 	maxDepth  = 128
 	maxString = 64 << 10 // bytes as written, escapes included
+	maxWithin = 1 << 20  // of a string that holds a document
 )
 
 // A state is what a JSON parser expects next.
@@ -66,12 +67,14 @@ type JSON struct {
 	depth  int     // of the value being hidden
 
 	handling handling
-	name     bool   // the string is a member's name
-	held     []byte // of a string, quotes left out
-	partial  bool   // the string is to be masked partially
-	called   []byte // the name that the next value belongs to, for detectors
-	length   int    // of the string so far
-	hex      int    // digits of \u still to come
+	name     bool    // the string is a member's name
+	held     []byte  // of a string, quotes left out
+	partial  bool    // the string is to be masked partially
+	mark     string  // what stands for the value being masked
+	within   *Masker // masks the document in the string
+	called   []byte  // the name that the next value belongs to, for detectors
+	length   int     // of the string so far
+	hex      int     // digits of \u still to come
 	utf8     continuation
 
 	number  numberState
@@ -233,6 +236,9 @@ func (j *JSON) top() *frame {
 // beginValue reads the first byte of a value whose masked places are in reach.
 func (j *JSON) beginValue(c byte, p []byte) error {
 	masked, partial := j.reached()
+	if masked {
+		j.mark = j.reachedMark()
+	}
 	if masked && c != 'n' && !(partial && c == '"') {
 		j.hidden, j.depth = true, len(j.stack)
 	}
@@ -240,7 +246,10 @@ func (j *JSON) beginValue(c byte, p []byte) error {
 	case c == '"':
 		j.beginString(false)
 		j.partial = masked && partial
-		if j.partial || j.masker.detectors != nil && !j.hidden {
+		if !masked && !j.hidden {
+			j.within = j.reachedWithin()
+		}
+		if j.partial || j.within != nil || j.masker.detectors != nil && !j.hidden {
 			j.handling = holding
 		} else {
 			j.emit(p)
@@ -281,6 +290,26 @@ func (j *JSON) reached() (masked, partial bool) {
 	return masked, masked && partial
 }
 
+// reachedMark is what stands for the value that begins.
+func (j *JSON) reachedMark() string {
+	for _, n := range j.reach {
+		if n.masked && n.mark != "" {
+			return n.mark
+		}
+	}
+	return Mark
+}
+
+// reachedWithin masks the document in the string that begins; nil: it holds none.
+func (j *JSON) reachedWithin() *Masker {
+	for _, n := range j.reach {
+		if n.within != nil {
+			return n.within
+		}
+	}
+	return nil
+}
+
 func (j *JSON) push(object bool) error {
 	if len(j.stack) == maxDepth {
 		return fmt.Errorf("more than %d levels", maxDepth)
@@ -317,7 +346,7 @@ func (j *JSON) element() {
 func (j *JSON) endValue() {
 	if j.hidden && j.depth == len(j.stack) {
 		j.hidden = false
-		j.emitMark()
+		j.emitMark(j.mark)
 	}
 	j.called = j.called[:0]
 	j.state = expectMore
@@ -332,9 +361,9 @@ func (j *JSON) emit(p []byte) {
 	}
 }
 
-func (j *JSON) emitMark() {
+func (j *JSON) emitMark(mark string) {
 	j.out = append(j.out, '"')
-	j.out = append(j.out, Mark...)
+	j.out = append(j.out, mark...)
 	j.out = append(j.out, '"')
 	j.masked++
 }

@@ -3,6 +3,7 @@ package mask
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -10,7 +11,7 @@ import (
 // beginString comes after the opening quote of a name or a value.
 func (j *JSON) beginString(name bool) {
 	j.state, j.name = inString, name
-	j.held, j.length, j.partial = j.held[:0], 0, false
+	j.held, j.length, j.partial, j.within = j.held[:0], 0, false, nil
 	switch {
 	case j.hidden:
 		j.handling = dropping
@@ -74,7 +75,7 @@ func (j *JSON) keep(p []byte) error {
 	case passing:
 		j.out = append(j.out, p...)
 	case holding:
-		if j.length > maxString {
+		if j.length > maxString && (j.within == nil || j.length > maxWithin) {
 			j.handling = dropping
 		} else {
 			j.held = append(j.held, p...)
@@ -124,7 +125,10 @@ func (j *JSON) endText() {
 		j.out = append(j.out, '"')
 		return
 	case j.handling == dropping:
-		j.emitMark()
+		j.emitMark(Mark)
+		return
+	case j.within != nil:
+		j.endDocument()
 		return
 	case j.partial:
 		j.masked++
@@ -143,6 +147,26 @@ func (j *JSON) endText() {
 		return
 	}
 	j.emitHeld()
+}
+
+// endDocument writes a string that holds a document.
+func (j *JSON) endDocument() {
+	inner := j.within.NewJSON()
+	out, err := inner.Write(j.unescaped())
+	document := slices.Clone(out)
+	if err == nil {
+		out, err = inner.Close()
+		document = append(document, out...)
+	}
+	switch {
+	case err != nil:
+		j.emitMark(Mark)
+	case inner.Masked() == 0:
+		j.emitHeld()
+	default:
+		j.masked += inner.Masked()
+		j.out = appendQuoted(j.out, document)
+	}
 }
 
 func (j *JSON) emitHeld() {

@@ -62,6 +62,38 @@ func Compile(masks []access.Mask) (*Masker, error) {
 	return m, nil
 }
 
+// A Field is a place in a JSON document that a protocol, not a policy, has
+// masked. Pointer is as in access.Mask. The value becomes Mark; or, when Within
+// is set, it is a string that holds a document of its own, which Within masks. A
+// string that holds none becomes "***".
+type Field struct {
+	Pointer string
+	Mark    string
+	Within  *Masker
+}
+
+// With returns a Masker that masks the fields beside what m does.
+func (m *Masker) With(fields []Field) (*Masker, error) {
+	out := *m
+	out.fields = &node{}
+	if m.fields != nil {
+		out.fields = m.fields.clone()
+	}
+	for _, f := range fields {
+		tokens, err := parsePointer(f.Pointer)
+		if err != nil {
+			return nil, fmt.Errorf("field: %w", err)
+		}
+		if f.Within != nil {
+			out.fields.at(tokens).within = f.Within
+			continue
+		}
+		out.fields.add(tokens, false)
+		out.fields.at(tokens).mark = f.Mark
+	}
+	return &out, nil
+}
+
 func (m *Masker) add(mask access.Mask) error {
 	if mask.With != "" && mask.With != access.Redact && mask.With != access.Partial {
 		return fmt.Errorf("with: %q is not redact or partial", mask.With)

@@ -11,8 +11,10 @@ import (
 type node struct {
 	names   map[string]*node
 	any     *node
-	masked  bool // a pointer ends here
-	partial bool // all pointers that end here are partial
+	masked  bool    // a pointer ends here
+	partial bool    // all pointers that end here are partial
+	mark    string  // what stands for the value; "" is Mark
+	within  *Masker // instead: the value is JSON text, and this masks it
 }
 
 // parsePointer splits a JSON pointer (RFC 6901) into its unescaped names. A
@@ -57,6 +59,13 @@ func unescapeToken(token string) (string, error) {
 }
 
 func (n *node) add(tokens []string, partial bool) {
+	n = n.at(tokens)
+	n.partial = partial && (!n.masked || n.partial) // redact beats partial
+	n.masked = true
+}
+
+// at returns the place that tokens lead to.
+func (n *node) at(tokens []string) *node {
 	for _, token := range tokens {
 		next := n.any
 		if token != "*" {
@@ -75,8 +84,7 @@ func (n *node) add(tokens []string, partial bool) {
 		}
 		n = next
 	}
-	n.partial = partial && (!n.masked || n.partial) // redact beats partial
-	n.masked = true
+	return n
 }
 
 // follow appends to reached the nodes to which name leads from those in from.
@@ -90,4 +98,16 @@ func follow(reached, from []*node, name []byte) []*node {
 		}
 	}
 	return reached
+}
+
+func (n *node) clone() *node {
+	out := *n
+	out.names = make(map[string]*node, len(n.names))
+	for name, next := range n.names {
+		out.names[name] = next.clone()
+	}
+	if n.any != nil {
+		out.any = n.any.clone()
+	}
+	return &out
 }
