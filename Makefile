@@ -54,6 +54,7 @@ docs: build ## every command and file shown in the documents
 	go test -count=1 -run TestDocs ./e2e/...
 
 differential: tools ## 100,000 statements, judged and run on real servers: what was read-only must change nothing; STATEMENTS= SEED=
+	go test -count=1 -run '^TestTranscoderAgreesWithTheGrammar$$' ./internal/sql/parser
 	go test -timeout 30m -count=1 -run '^TestDifferential$$' ./internal/sql -differential $(STATEMENTS) -seed $(SEED)
 
 masker: tools ## 40,000 statements asked of servers that differ in masked values alone: answers must not; MASKED= SEED=

@@ -165,7 +165,7 @@ func (a *Analyzer) judgeOne(ctx context.Context, text string, cat *catalog.Snaps
 // judgeQuery binds a SELECT, INSERT, UPDATE or DELETE.
 func (a *Analyzer) judgeQuery(ctx context.Context, text string, cat *catalog.Snapshot, parsed *parser.Result, node *pg.Node) (*Statement, error) {
 	b := newBinder(text, cat, a.library)
-	b.refusal = a.grammar.check(node.ProtoReflect())
+	b.refusal = a.grammar.check(node)
 	st := &Statement{Text: text, Kind: KindChange, Action: access.SQL{Text: text, SearchPath: cat.SearchPath(), Statements: 1}}
 	switch s := node.GetNode().(type) {
 	case *pg.Node_SelectStmt:
@@ -182,7 +182,7 @@ func (a *Analyzer) judgeQuery(ctx context.Context, text string, cat *catalog.Sna
 		b.delete(s.DeleteStmt, nil)
 		st.ReturnsRows, st.Action.Command = len(s.DeleteStmt.GetReturningList()) > 0, "DELETE"
 	}
-	if b.unseen(node.ProtoReflect()) != nil || b.lost() != nil {
+	if b.unseen(node) != nil || b.lost() != nil {
 		b.unhandled(-1, "a part of the statement that was not bound", "")
 	}
 	b.settle()

@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
-	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/proto"
 
 	"chaperone.dev/chaperone/internal/sql/catalog"
 )
@@ -73,8 +73,8 @@ func (b *binder) lost() *reference {
 // unseen returns a node that names something and that binding did not come by,
 // or nil. It is the proof that no part of a tree was forgotten: every name of a
 // relation, column, function, operator and type in it was given its meaning.
-func (b *binder) unseen(m protoreflect.Message) any {
-	switch n := m.Interface().(type) {
+func (b *binder) unseen(m proto.Message) any {
+	switch n := m.(type) {
 	case *pg.RangeVar, *pg.ColumnRef, *pg.FuncCall, *pg.A_Expr, *pg.TypeName, *pg.SelectStmt:
 		if !b.seen[n] {
 			return n
@@ -87,16 +87,8 @@ func (b *binder) unseen(m protoreflect.Message) any {
 		return nil
 	}
 	var found any
-	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		switch {
-		case f.Message() == nil:
-		case f.IsList():
-			for i := 0; i < v.List().Len() && found == nil; i++ {
-				found = b.unseen(v.List().Get(i).Message())
-			}
-		default:
-			found = b.unseen(v.Message())
-		}
+	below(m, func(inner proto.Message) bool {
+		found = b.unseen(inner)
 		return found == nil
 	})
 	return found

@@ -49,7 +49,7 @@ func (a *Analyzer) judgeCopied(ctx context.Context, text string, cat *catalog.Sn
 	}
 	b := newBinder(text, cat, a.library)
 	if c.GetWhereClause() != nil {
-		b.refusal = a.grammar.check(c.GetWhereClause().ProtoReflect())
+		b.refusal = a.grammar.check(c.GetWhereClause())
 	}
 	st := &Statement{Text: text, Kind: KindQuery, Action: access.SQL{Text: text, SearchPath: cat.SearchPath(), Statements: 1}}
 	names, ok := stringsOf(c.GetAttlist())
@@ -61,7 +61,7 @@ func (a *Analyzer) judgeCopied(ctx context.Context, text string, cat *catalog.Sn
 	} else {
 		b.copyTo(c.GetRelation(), names)
 	}
-	if b.unseen(c.ProtoReflect()) != nil || b.lost() != nil {
+	if b.unseen(c) != nil || b.lost() != nil {
 		b.unhandled(-1, "a part of the statement that was not bound", "")
 	}
 	b.settle()

@@ -1,8 +1,10 @@
 package sql
 
 import (
+	"reflect"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
@@ -204,6 +206,8 @@ type grammar struct {
 	enums  map[protoreflect.Name]map[protoreflect.Name]bool
 
 	privileges map[protoreflect.Name]bool
+
+	rules []rule // of the above, for check
 }
 
 func newGrammar() *grammar {
@@ -231,6 +235,7 @@ func newGrammar() *grammar {
 			g.forms[name] = class
 		}
 	}
+	g.makeRules()
 	return g
 }
 
@@ -242,52 +247,99 @@ func names(list string) map[protoreflect.Name]bool {
 	return set
 }
 
+// A rule is what check knows of one shape.
+type rule struct {
+	refusal *Refusal // of the message itself
+	open    bool     // nothing in it is looked at
+	fields  []fieldRule
+}
+
+// A fieldRule is what check knows of one field, by its id.
+type fieldRule struct {
+	refusal *Refusal       // of the field, when it is set
+	values  map[int32]bool // that an enumeration may have
+}
+
+// rules are made once for each shape, by its id.
+func (g *grammar) makeRules() {
+	g.rules = make([]rule, len(shapes()))
+	for _, s := range shapes() {
+		r := &g.rules[s.id]
+		switch g.forms[s.name] {
+		case formBound, formStatement:
+		case formRefused:
+			r.refusal = unsupported(refusedForms[s.name], formHints[s.name])
+		default:
+			r.refusal = unsupported("the form "+string(s.name), "")
+		}
+		fields, listed := g.fields[s.name]
+		r.open = !listed && bound[s.name] == "*" && s.name != "Node"
+		for f := range s.all() {
+			for len(r.fields) <= f.id {
+				r.fields = append(r.fields, fieldRule{})
+			}
+			of := &r.fields[f.id]
+			if f.enum != nil {
+				of.values = map[int32]bool{}
+				for i := range f.enum.Values().Len() {
+					v := f.enum.Values().Get(i)
+					of.values[int32(v.Number())] = g.enums[f.enum.Name()][v.Name()]
+				}
+			}
+			switch {
+			case !listed || fields[f.name]:
+			case f.of != nil && refusedForms[f.of.name] != "":
+				of.refusal = unsupported(refusedForms[f.of.name], formHints[f.of.name])
+			default:
+				of.refusal = unsupported("the form "+string(s.name)+" with "+string(f.name), "")
+			}
+		}
+	}
+}
+
 // check walks a query and returns what in it has no rule, nil when everything
 // has one.
-func (g *grammar) check(m protoreflect.Message) *Refusal {
-	name := m.Descriptor().Name()
-	switch g.forms[name] {
-	case formBound, formStatement:
-	case formRefused:
-		return unsupported(refusedForms[name], formHints[name])
-	default:
-		return unsupported("the form "+string(name), "")
+func (g *grammar) check(m proto.Message) *Refusal {
+	v := reflect.ValueOf(m)
+	s := shapes()[v.Type()]
+	if s == nil {
+		return unsupported("the form "+string(m.ProtoReflect().Descriptor().Name()), "")
 	}
-	fields, listed := g.fields[name]
-	if !listed && bound[name] == "*" && name != "Node" {
+	refusal := g.checkShape(s, v)
+	if refusal == nil {
 		return nil
 	}
+	own := *refusal // the rules' is shared
+	return &own
+}
+
+func (g *grammar) checkShape(s *shape, m reflect.Value) *Refusal {
+	r := &g.rules[s.id]
+	if r.refusal != nil || r.open {
+		return r.refusal
+	}
 	var refusal *Refusal
-	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		if listed && !fields[f.Name()] {
-			refusal = unsupported("the form "+string(name)+" with "+string(f.Name()), "")
-			if inner := f.Message(); inner != nil && refusedForms[inner.Name()] != "" {
-				refusal = unsupported(refusedForms[inner.Name()], formHints[inner.Name()])
-			}
-			return false
+	s.each(m, func(f *shapeField, v reflect.Value) bool {
+		if refusal = r.fields[f.id].refusal; refusal == nil {
+			refusal = g.checkField(f, r.fields[f.id].values, v)
 		}
-		refusal = g.checkValue(f, v)
 		return refusal == nil
 	})
 	return refusal
 }
 
-func (g *grammar) checkValue(f protoreflect.FieldDescriptor, v protoreflect.Value) *Refusal {
+func (g *grammar) checkField(f *shapeField, values map[int32]bool, v reflect.Value) *Refusal {
 	switch {
-	case f.IsList() && f.Message() != nil:
-		list := v.List()
-		for i := range list.Len() {
-			if r := g.check(list.Get(i).Message()); r != nil {
+	case f.list && f.of != nil:
+		for i := range v.Len() {
+			if r := g.checkShape(f.of, v.Index(i)); r != nil {
 				return r
 			}
 		}
-	case f.Message() != nil:
-		return g.check(v.Message())
-	case f.Enum() != nil:
-		value := f.Enum().Values().ByNumber(v.Enum())
-		if value == nil || !g.enums[f.Enum().Name()][value.Name()] {
-			return unsupported("the form "+string(f.Enum().Name())+" of a value that has no rule", "")
-		}
+	case f.of != nil:
+		return g.checkShape(f.of, v)
+	case f.enum != nil && !values[int32(v.Int())]:
+		return unsupported("the form "+string(f.enum.Name())+" of a value that has no rule", "")
 	}
 	return nil
 }

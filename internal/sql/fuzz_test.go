@@ -149,7 +149,7 @@ func TestUnseen(t *testing.T) {
 		}
 		node := r.Tree.GetStmts()[0].GetStmt()
 		b := newBinder(text, cat, newLibrary(nil))
-		if b.unseen(node.ProtoReflect()) == nil {
+		if b.unseen(node) == nil {
 			t.Errorf("%s: nothing is missed before binding", text)
 		}
 		st := judge(t, newTestAnalyzer(t), cat, text)

@@ -5,6 +5,7 @@ import (
 	"unicode"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"chaperone.dev/chaperone/internal/access"
@@ -25,7 +26,7 @@ func (a *Analyzer) judgeOther(text string, cat *catalog.Snapshot, node *pg.Node)
 	name := inner.Descriptor().Name()
 	st.Action.Command = commandOf(node, name)
 	b := newBinder(text, cat, a.library)
-	collect(inner, func(v *pg.RangeVar) { b.writes[b.named(v)] = true })
+	collect(inner.Interface(), func(v *pg.RangeVar) { b.writes[b.named(v)] = true })
 	switch a.grammar.forms[name] {
 	case formDefinition:
 		st.Kind, st.Action.DDL, st.Action.Privilege = KindDefinition, true, a.grammar.privileges[name] || changesPrivilege(node)
@@ -87,21 +88,13 @@ func contained(m protoreflect.Message) protoreflect.Message {
 }
 
 // collect visits every relation that a tree names.
-func collect(m protoreflect.Message, visit func(*pg.RangeVar)) {
-	if v, ok := m.Interface().(*pg.RangeVar); ok {
+func collect(m proto.Message, visit func(*pg.RangeVar)) {
+	if v, ok := m.(*pg.RangeVar); ok {
 		visit(v)
 		return
 	}
-	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		switch {
-		case f.Message() == nil:
-		case f.IsList():
-			for i := range v.List().Len() {
-				collect(v.List().Get(i).Message(), visit)
-			}
-		default:
-			collect(v.Message(), visit)
-		}
+	below(m, func(inner proto.Message) bool {
+		collect(inner, visit)
 		return true
 	})
 }

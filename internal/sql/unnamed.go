@@ -7,7 +7,7 @@ import (
 	"slices"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
-	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/proto"
 
 	"chaperone.dev/chaperone/internal/sql/catalog"
 	"chaperone.dev/chaperone/internal/sql/parser"
@@ -165,7 +165,7 @@ func (a *Analyzer) constantDoubts(ctx context.Context, cat *catalog.Snapshot, ex
 	}
 	b := newBinder(text, cat, a.library)
 	b.path = []string{"pg_catalog"}
-	b.constants(parsed.Tree.GetStmts()[0].GetStmt().ProtoReflect())
+	b.constants(parsed.Tree.GetStmts()[0].GetStmt())
 	if b.refusal != nil {
 		b.doubt("%s", b.refusal.Message)
 	}
@@ -174,29 +174,17 @@ func (a *Analyzer) constantDoubts(ctx context.Context, cat *catalog.Snapshot, ex
 
 // constants binds the calls, operators and casts below m that depend on no column, and
 // reports whether m itself depends on none.
-func (b *binder) constants(m protoreflect.Message) bool {
-	constant := true
-	if _, ok := m.Interface().(*pg.ColumnRef); ok {
+func (b *binder) constants(m proto.Message) bool {
+	if _, ok := m.(*pg.ColumnRef); ok {
 		return false
 	}
+	constant := true
 	var calls []*pg.Node
-	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		var inner []protoreflect.Message
-		switch {
-		case f.Message() == nil:
-		case f.IsList():
-			for i := range v.List().Len() {
-				inner = append(inner, v.List().Get(i).Message())
-			}
-		default:
-			inner = append(inner, v.Message())
-		}
-		for _, message := range inner {
-			if !b.constants(message) {
-				constant = false
-			} else if n, ok := message.Interface().(*pg.Node); ok && (n.GetFuncCall() != nil || n.GetAExpr() != nil || n.GetTypeCast() != nil) {
-				calls = append(calls, n)
-			}
+	below(m, func(inner proto.Message) bool {
+		if !b.constants(inner) {
+			constant = false
+		} else if n, ok := inner.(*pg.Node); ok && (n.GetFuncCall() != nil || n.GetAExpr() != nil || n.GetTypeCast() != nil) {
+			calls = append(calls, n)
 		}
 		return true
 	})

@@ -219,14 +219,14 @@ func (a *Analyzer) bindText(ctx context.Context, cat *catalog.Snapshot, text str
 		return nil, nil, err
 	}
 	list := parsed.Tree.GetStmts()
-	if len(list) != 1 || list[0].GetStmt().GetSelectStmt() == nil || a.grammar.check(list[0].GetStmt().ProtoReflect()) != nil {
+	if len(list) != 1 || list[0].GetStmt().GetSelectStmt() == nil || a.grammar.check(list[0].GetStmt()) != nil {
 		return nil, nil, nil
 	}
 	b := newBinder(text, cat, a.library)
 	b.path = []string{"pg_catalog"}
 	outputs := b.selectStmt(list[0].GetStmt().GetSelectStmt(), nil, nil)
 	b.settle()
-	if b.refusal != nil || b.unseen(list[0].GetStmt().ProtoReflect()) != nil || b.lost() != nil {
+	if b.refusal != nil || b.unseen(list[0].GetStmt()) != nil || b.lost() != nil {
 		return nil, nil, nil
 	}
 	return b, outputs, nil

@@ -26,6 +26,13 @@ const (
 	plainDepth      = 30
 )
 
+// The grammar writes trees as JSON up to here: its writer uses more stack than
+// the one of protobuf, and was clean with five times of either.
+const (
+	lightStructural = 100
+	lightDepth      = 20
+)
+
 // checkText refuses what must not reach the grammar at all.
 func checkText(text string, maxBytes int) *Error {
 	if len(text) > maxBytes {
@@ -49,6 +56,8 @@ type shape struct {
 }
 
 func (s shape) plain() bool { return s.structural <= plainStructural && s.depth <= plainDepth }
+
+func (s shape) light() bool { return s.structural <= lightStructural && s.depth <= lightDepth }
 
 // checkTokens measures the tokens and refuses what is out of bounds. The text
 // holds no NUL, and offsets were checked to lie inside it.

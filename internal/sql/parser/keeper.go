@@ -1,6 +1,7 @@
 package parser
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -15,8 +16,9 @@ import (
 // A worker is one process. One statement at a time uses it.
 type worker struct {
 	cmd        *exec.Cmd
-	requests   *os.File // its standard input
-	answers    *os.File // its standard output
+	requests   *os.File      // its standard input
+	answers    *os.File      // its standard output
+	reader     *bufio.Reader // of answers
 	ended      chan struct{}
 	killing    sync.Once
 	nextID     uint64
@@ -51,7 +53,7 @@ func (w *worker) exchange(text string, timeout time.Duration) ([]byte, error) {
 	if err := writeFrame(w.requests, frame{id: w.nextID, kind: frameParse, payload: []byte(text)}); err != nil {
 		return nil, fmt.Errorf("send the statement: %w", err)
 	}
-	f, err := readFrame(w.answers, maxAnswer)
+	f, err := readFrame(w.reader, maxAnswer)
 	if err != nil {
 		return nil, fmt.Errorf("read the answer: %w", err)
 	}
@@ -172,7 +174,7 @@ func (w *worker) awaitReady() error {
 	if err := w.answers.SetReadDeadline(time.Now().Add(warmUp)); err != nil {
 		return fmt.Errorf("set the deadline: %w", err)
 	}
-	f, err := readFrame(w.answers, maxAnswer)
+	f, err := readFrame(w.reader, maxAnswer)
 	if err != nil {
 		return fmt.Errorf("await the worker: %w", err)
 	}
@@ -230,7 +232,7 @@ func (p *Pool) startWorker() (*worker, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start a parser worker: %w", err), requests.Close(), answers.Close())
 	}
-	w := &worker{cmd: cmd, requests: requests, answers: answers, ended: make(chan struct{})}
+	w := &worker{cmd: cmd, requests: requests, answers: answers, reader: bufio.NewReader(answers), ended: make(chan struct{})}
 	p.keepers.Add(1)
 	go func() {
 		defer p.keepers.Done()

@@ -1,10 +1,12 @@
 package parser
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -33,15 +35,18 @@ func Serve(in io.Reader, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("confine the parser worker: %w", err)
 	}
-	if f := answer(canary); f.kind != frameTree { // compiles the grammar
+	trees := newTranscoder()
+	if f := answer(trees, canary); f.kind != frameTree { // compiles the grammar
 		return errWorkerSpent
 	}
-	debug.FreeOSMemory() // compiling takes 250 MB, serving 45
+	debug.FreeOSMemory()  // compiling takes 250 MB, serving 45
+	runtime.GOMAXPROCS(1) // one statement at a time: more would only wake one another
+	requests := bufio.NewReader(in)
 	if err := writeFrame(out, frame{kind: frameReady}); err != nil {
 		return fmt.Errorf("report ready: %w", err)
 	}
 	for {
-		req, err := readFrame(in, maxMaxBytes)
+		req, err := readFrame(requests, maxMaxBytes)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -54,7 +59,7 @@ func Serve(in io.Reader, out io.Writer) error {
 		if err := bound.next(cpuPerStatement); err != nil {
 			return err
 		}
-		f := answer(string(req.payload))
+		f := answer(trees, string(req.payload))
 		f.id = req.id
 		if err := writeFrame(out, f); err != nil {
 			return fmt.Errorf("answer: %w", err)
@@ -66,7 +71,7 @@ func Serve(in io.Reader, out io.Writer) error {
 }
 
 // answer scans, bounds and parses text. It never panics.
-func answer(text string) (f frame) {
+func answer(trees *transcoder, text string) (f frame) {
 	defer func() {
 		if recover() != nil {
 			f = frame{kind: frameFault}
@@ -76,14 +81,27 @@ func answer(text string) (f frame) {
 	if err != nil {
 		return refusal(err)
 	}
-	if _, e := checkTokens(text, tokens); e != nil {
+	s, e := checkTokens(text, tokens)
+	if e != nil {
 		return frame{kind: frameRefused, payload: refusedPayload(e)}
 	}
-	tree, err := grammar.ParseToProtobuf(text)
+	tree, err := writeTree(trees, text, s)
 	if err != nil {
 		return refusal(err)
 	}
 	return frame{kind: frameTree, payload: treePayload(tokens, tree)}
+}
+
+// writeTree returns the tree of a text of shape s, as protobuf.
+func writeTree(trees *transcoder, text string, s shape) ([]byte, error) {
+	if !s.light() {
+		return grammar.ParseToProtobuf(text)
+	}
+	tree, err := grammar.ParseToJSON(text)
+	if err != nil {
+		return nil, err
+	}
+	return trees.tree(tree)
 }
 
 func scan(text string) ([]Token, error) {
