@@ -50,7 +50,7 @@ func shown(t *testing.T, path string) (lines []string) {
 	return lines
 }
 
-var flag = regexp.MustCompile(`\s(--[a-z][a-z-]*|-[a-z])\b`)
+var flagWord = regexp.MustCompile(`\s(--[a-z][a-z-]*|-[a-z])\b`)
 
 // TestDocsCommands: every chaperone command line and every make target that a
 // document shows exists, with its flags.
@@ -98,7 +98,7 @@ func checkCommand(t *testing.T, path, line string, args []string) {
 	for len(words) > 0 {
 		help, err := exec.CommandContext(t.Context(), program, append(slices.Clone(words), "--help")...).CombinedOutput()
 		if err == nil && strings.Contains(string(help), "chaperone "+strings.Join(words, " ")) {
-			for _, f := range flag.FindAllStringSubmatch(line, -1) {
+			for _, f := range flagWord.FindAllStringSubmatch(line, -1) {
 				if !regexp.MustCompile(`(^|[\s,])` + f[1] + `\b`).Match(help) {
 					t.Errorf("%s: %s: %s has no flag %s", path, line, strings.Join(words, " "), f[1])
 				}

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"net/http"
 	"os"
@@ -34,6 +35,12 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
+		flag.Parse()
+		if err := startKeycloak(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer closeKeycloak()
 		program = filepath.Join(dir, "chaperone")
 		build := exec.Command("go", "build", "-trimpath", "-o", program, "chaperone.dev/chaperone/cmd/chaperone")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -82,7 +89,7 @@ rules:
 func site(t *testing.T) *demo.Site {
 	t.Helper()
 	shared.once.Do(func() {
-		shared.site, shared.err = start(context.Background(), demo.Options{Config: withMesh})
+		shared.site, shared.err = start(context.Background(), demo.Options{Config: func(text string) string { return withKeycloak(withMesh(text)) }})
 	})
 	if shared.err != nil {
 		t.Fatal(shared.err)

@@ -273,6 +273,11 @@ func (c *current) Examine(ctx context.Context, token access.Secret) (access.Prin
 	return c.verifier.Load().Examine(ctx, token)
 }
 
+// VerifyAssertion asks it about a SAML assertion.
+func (c *current) VerifyAssertion(ctx context.Context, assertion access.Secret) (identity.Asserted, error) {
+	return c.verifier.Load().VerifyAssertion(ctx, assertion)
+}
+
 // sessionTLS is that of the current revision.
 func (c *current) sessionTLS() *tls.Config { return c.revision.Load().tls }
 
@@ -318,6 +323,10 @@ func newVerifier(cfg *config.Config, log *slog.Logger, metrics prometheus.Regist
 			c.Domains = append(c.Domains, trustDomain(is))
 			continue
 		}
+		if is.SAML != nil {
+			c.SAML = append(c.SAML, samlProvider(cfg, is))
+			continue
+		}
 		c.Issuers = append(c.Issuers, identity.Issuer{
 			Name: is.Name, URL: is.OIDC.Issuer, JWKSURL: is.OIDC.JWKS, Audiences: is.OIDC.Audiences, Algorithms: is.OIDC.Algorithms,
 			Skew: *is.Skew, KeyAge: cfg.Identity.KeyAge, CA: is.OIDC.CA.Bytes(),
@@ -333,6 +342,13 @@ func trustDomain(is config.Issuer) identity.TrustDomain {
 		d.Paths = append(d.Paths, identity.SPIFFEPath(id))
 	}
 	return d
+}
+
+func samlProvider(cfg *config.Config, is config.Issuer) identity.SAMLProvider {
+	s := is.SAML
+	return identity.SAMLProvider{Name: is.Name, EntityID: s.EntityID, Metadata: s.Metadata.Bytes(), MetadataURL: s.MetadataURL, CA: s.CA.Bytes(),
+		Audience: s.Audience, Recipient: s.Recipient, Algorithms: s.Algorithms, Skew: *is.Skew, KeyAge: cfg.Identity.KeyAge,
+		Claims: identity.Claims(is.Claims), Subagent: s.Subagent}
 }
 
 // clientCAs are the bundles of all trust domains; nil means that clients are

@@ -39,6 +39,7 @@ var pages = map[string]access.Principal{
 	"dex":            {Issuer: "dex", Subject: "CgNhZGESBWxvY2Fs", User: "ada@example.com", Subagent: "agent", Groups: []string{"orders-agents"}},
 	"github-actions": {Issuer: "github", Subject: "repo:example/orders:ref:refs/heads/main", User: "ada", Subagent: "example/orders", Workflow: "example/orders/.github/workflows/nightly.yml@refs/heads/main", Job: "4711", Instance: "1", Groups: []string{"example"}},
 	"gitlab":         {Issuer: "gitlab", Subject: "project_path:example/orders:ref_type:branch:ref:main", User: "ada@example.com", Subagent: "example/orders", Workflow: "gitlab.com/example/orders//.gitlab-ci.yml@refs/heads/main", Job: "4711", Instance: "815", Groups: []string{"example"}},
+	"keycloak":       {Issuer: "keycloak", Subject: "7a1e0c52", User: "ada@example.com", Subagent: "agent", Groups: []string{"orders-agents"}},
 	"kubernetes":     {Issuer: "cluster", Subject: "system:serviceaccount:orders:reporter", Subagent: "reporter", Instance: "reporter-7d9f", Groups: []string{"orders"}},
 }
 

@@ -72,6 +72,7 @@ type Identity struct {
 type Issuer struct {
 	Name   string         `yaml:"name" doc:"how decisions and recordings name it"`
 	OIDC   *OIDC          `yaml:"oidc" doc:"an OpenID Connect provider"`
+	SAML   *SAML          `yaml:"saml" doc:"a SAML 2.0 identity provider"`
 	SPIFFE *SPIFFE        `yaml:"spiffe" doc:"a SPIFFE trust domain, whose members prove themselves by client certificate"`
 	Claims Claims         `yaml:"claims" doc:"which claim means what"`
 	Skew   *time.Duration `yaml:"skew" doc:"overrides identity.skew"`
@@ -84,6 +85,19 @@ type OIDC struct {
 	Audiences  []string  `yaml:"audiences" doc:"one of these must be in aud"`
 	Algorithms []string  `yaml:"algorithms" doc:"signature algorithms accepted; default RS256 and ES256"`
 	CA         SecretRef `yaml:"ca" doc:"certificates that the provider's TLS must lead to; default the system's"`
+}
+
+// SAML pins one SAML 2.0 identity provider, whose bearer assertions the token
+// service takes.
+type SAML struct {
+	EntityID    string    `yaml:"entity_id" doc:"exact Issuer of its assertions"`
+	Metadata    SecretRef `yaml:"metadata" doc:"its metadata, for its signing keys; or"`
+	MetadataURL string    `yaml:"metadata_url" doc:"where its metadata is fetched"`
+	CA          SecretRef `yaml:"ca" doc:"certificates that the TLS of metadata_url must lead to; default the system's"`
+	Audience    string    `yaml:"audience" doc:"must be the audience; default tokens.issuer"`
+	Recipient   string    `yaml:"recipient" doc:"whom assertions must be delivered to; default the token endpoint"`
+	Algorithms  []string  `yaml:"algorithms" doc:"signature algorithms accepted: RS256 (default), RS384, RS512"`
+	Subagent    string    `yaml:"subagent" doc:"the program that people with an assertion speak through, where claims.subagent is no attribute of it"`
 }
 
 // SPIFFE pins one trust domain.

@@ -27,8 +27,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -58,6 +58,7 @@ type Revocations interface {
 type Config struct {
 	Issuers []Issuer
 	Domains []TrustDomain
+	SAML    []SAMLProvider
 	// CacheSize bounds the verified tokens that are remembered; 0 is
 	// DefaultCacheSize.
 	CacheSize int
@@ -75,8 +76,11 @@ type Config struct {
 type Verifier struct {
 	issuers map[string]*issuer      // by the exact iss
 	domains map[string]*trustDomain // by the trust domain
-	clock   *clock
-	cache   *tokenCache
+	// providers are those of SAML, by entity id.
+	providers map[string]*samlProvider
+
+	clock *clock
+	cache *tokenCache
 	// certificates are the chains that were verified, by digest.
 	certificates *tokenCache
 	revoked      Revocations
@@ -98,7 +102,7 @@ func New(c Config) (*Verifier, error) {
 	if c.CacheSize < 0 {
 		return nil, errors.New("cache size is negative")
 	}
-	if len(c.Issuers)+len(c.Domains) == 0 {
+	if len(c.Issuers)+len(c.Domains)+len(c.SAML) == 0 {
 		return nil, errors.New("no issuer is configured")
 	}
 	m, err := newMetrics(c.Registerer)
@@ -106,49 +110,63 @@ func New(c Config) (*Verifier, error) {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
 	v := &Verifier{
-		issuers: make(map[string]*issuer, len(c.Issuers)),
-		domains: make(map[string]*trustDomain, len(c.Domains)),
-		clock:   newClock(c.Clock),
-		cache:   newTokenCache(c.CacheSize),
-		revoked: c.Revocations,
-		metrics: m,
+		issuers:   make(map[string]*issuer, len(c.Issuers)),
+		domains:   make(map[string]*trustDomain, len(c.Domains)),
+		providers: make(map[string]*samlProvider, len(c.SAML)),
+		clock:     newClock(c.Clock),
+		cache:     newTokenCache(c.CacheSize),
+		revoked:   c.Revocations,
+		metrics:   m,
 
 		certificates: newTokenCache(c.CacheSize),
 	}
-	var faults []error
-	taken := map[string]bool{}
-	for i, config := range c.Issuers {
-		is, err := newIssuer(config, v.clock, c.Log, m)
-		switch {
-		case err != nil:
-			faults = append(faults, fmt.Errorf("issuer %d (%s): %w", i, config.Name, err))
-			continue
-		case taken[config.Name]:
-			faults = append(faults, fmt.Errorf("issuer %d: the name %q is taken", i, config.Name))
-		case v.issuers[config.URL] != nil:
-			faults = append(faults, fmt.Errorf("issuer %d (%s): the URL is that of another issuer", i, config.Name))
-		}
-		taken[config.Name] = true
-		v.issuers[config.URL] = is
-	}
-	for i, config := range c.Domains {
-		d, err := newTrustDomain(config)
-		switch {
-		case err != nil:
-			faults = append(faults, fmt.Errorf("trust domain %d (%s): %w", i, config.Name, err))
-			continue
-		case taken[config.Name]:
-			faults = append(faults, fmt.Errorf("trust domain %d: the name %q is taken", i, config.Name))
-		case v.domains[config.Domain] != nil:
-			faults = append(faults, fmt.Errorf("trust domain %d (%s): the domain is that of another one", i, config.Name))
-		}
-		taken[config.Name] = true
-		v.domains[config.Domain] = d
-	}
-	if len(faults) > 0 {
+	if faults := v.configure(c); len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
 	return v, nil
+}
+
+// configure takes every issuer of c in, whatever its kind, or says every fault.
+func (v *Verifier) configure(c Config) (faults []error) {
+	taken := map[string]bool{}
+	take := func(kind, name string, err error, known bool) {
+		switch {
+		case err != nil:
+			faults = append(faults, fmt.Errorf("%s %s: %w", kind, name, err))
+		case taken[name]:
+			faults = append(faults, fmt.Errorf("%s %s: the name is taken", kind, name))
+		case known:
+			faults = append(faults, fmt.Errorf("%s %s: the provider is that of another issuer", kind, name))
+		}
+		taken[name] = true
+	}
+	for _, config := range c.Issuers {
+		is, err := newIssuer(config, v.clock, c.Log, v.metrics)
+		take("issuer", config.Name, err, v.issuers[config.URL] != nil)
+		v.issuers[config.URL] = is
+	}
+	for _, config := range c.Domains {
+		d, err := newTrustDomain(config)
+		take("trust domain", config.Name, err, v.domains[config.Domain] != nil)
+		v.domains[config.Domain] = d
+	}
+	for _, config := range c.SAML {
+		p, err := newSAMLProvider(config, v.clock, c.Log, v.metrics)
+		take("SAML provider", config.Name, err, v.providers[config.EntityID] != nil)
+		v.providers[config.EntityID] = p
+	}
+	return faults
+}
+
+// keyrings are those of every issuer that has keys to fetch.
+func (v *Verifier) keyrings() (all []*keyring) {
+	for _, is := range v.issuers {
+		all = append(all, is.keys)
+	}
+	for _, p := range v.providers {
+		all = append(all, p.keys)
+	}
+	return all
 }
 
 // Run fetches the keys of every issuer and keeps them fresh until ctx ends,
@@ -158,8 +176,8 @@ func (v *Verifier) Run(ctx context.Context) error {
 	tick := time.NewTicker(fetchInterval)
 	defer tick.Stop()
 	for {
-		for _, is := range v.issuers {
-			is.keys.refresh()
+		for _, k := range v.keyrings() {
+			k.refresh()
 		}
 		select {
 		case <-ctx.Done():
@@ -172,8 +190,8 @@ func (v *Verifier) Run(ctx context.Context) error {
 // Close ends fetches under way and waits for them. Known keys still serve until
 // their age; no new ones come.
 func (v *Verifier) Close() {
-	for _, is := range v.issuers {
-		is.keys.close()
+	for _, k := range v.keyrings() {
+		k.close()
 	}
 }
 
@@ -284,13 +302,33 @@ func (v *Verifier) examine(ctx context.Context, raw string) (*verified, *issuer,
 
 // nameOf returns the configured name of the issuer with that URL, or "".
 func (v *Verifier) nameOf(url string) string {
-	if is := v.issuers[url]; is != nil {
-		return is.name
-	}
-	if domain, ok := strings.CutPrefix(url, "spiffe://"); ok && v.domains[domain] != nil {
-		return v.domains[domain].name
+	for is := range v.all() {
+		if is.url == url {
+			return is.name
+		}
 	}
 	return ""
+}
+
+// all are the issuers of every kind.
+func (v *Verifier) all() iter.Seq[*issuer] {
+	return func(yield func(*issuer) bool) {
+		for _, is := range v.issuers {
+			if !yield(is) {
+				return
+			}
+		}
+		for _, d := range v.domains {
+			if !yield(d.issuer) {
+				return
+			}
+		}
+		for _, p := range v.providers {
+			if !yield(p.issuer) {
+				return
+			}
+		}
+	}
 }
 
 // current checks what changes from one use of a token to the next.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
@@ -32,6 +33,13 @@ func origin(claims map[string]any, nameOf func(string) string) (string, error) {
 		return "", rejected("the issuer that it goes back to is not configured")
 	}
 	return name, nil
+}
+
+// asserted reports whether a token of our own stands for a SAML assertion: it is
+// its holder's, with nobody in between.
+func asserted(claims map[string]any) bool {
+	url, _ := claims[OriginClaim].(string)
+	return strings.HasPrefix(url, samlScheme)
 }
 
 // ownHop reads the members of act that only our own tokens have.
@@ -114,14 +122,9 @@ func (v *Verifier) NameOf(iss string) string { return v.nameOf(iss) }
 
 // URLOf returns the iss of the issuer with that configured name, or "".
 func (v *Verifier) URLOf(name string) string {
-	for url, is := range v.issuers {
+	for is := range v.all() {
 		if is.name == name {
-			return url
-		}
-	}
-	for _, d := range v.domains {
-		if d.name == name {
-			return d.url
+			return is.url
 		}
 	}
 	return ""

@@ -25,6 +25,7 @@ type source struct {
 	issuer  string
 	jwks    string                 // "" to discover
 	own     func() ([]byte, error) // nil: fetched
+	parse   func([]byte) (*keySet, error)
 	client  *http.Client
 	timeout time.Duration
 }
@@ -32,7 +33,7 @@ type source struct {
 // newSource trusts roots, or the system's when nil.
 func newSource(issuer, jwks string, roots *x509.CertPool) *source {
 	return &source{
-		issuer: issuer, jwks: jwks, timeout: fetchTimeout,
+		issuer: issuer, jwks: jwks, timeout: fetchTimeout, parse: parseKeySet,
 		client: &http.Client{
 			Transport: &http.Transport{
 				Proxy:                  http.ProxyFromEnvironment,
@@ -55,7 +56,7 @@ func (s *source) fetch(ctx context.Context) (*keySet, error) {
 		if err != nil {
 			return nil, fmt.Errorf("own keys: %w", err)
 		}
-		return parseKeySet(body)
+		return s.parse(body)
 	}
 	address := s.jwks
 	if address == "" {
@@ -68,7 +69,7 @@ func (s *source) fetch(ctx context.Context) (*keySet, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseKeySet(body)
+	return s.parse(body)
 }
 
 // discover returns the jwks_uri (OpenID Connect Discovery 1.0, section 4).
@@ -118,7 +119,7 @@ func (s *source) get(ctx context.Context, address string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fetch: %w", err)
 	}
-	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Accept", "application/json, application/samlmetadata+xml, application/xml")
 	resp, err := s.client.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("fetch: %w", err)

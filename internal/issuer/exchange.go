@@ -20,6 +20,7 @@ const (
 	typeAccessToken = "urn:ietf:params:oauth:token-type:access_token"
 	typeJWT         = "urn:ietf:params:oauth:token-type:jwt"
 	typeIDToken     = "urn:ietf:params:oauth:token-type:id_token"
+	typeSAML2       = "urn:ietf:params:oauth:token-type:saml2"
 	// typeCertificate stands for the client certificate of the connection, and
 	// goes with no token.
 	typeCertificate = "urn:chaperone:token-type:client-certificate"
@@ -44,6 +45,11 @@ type order struct {
 	hop     access.Hop
 	life    time.Duration // asked for; 0 is as long as may be
 	bound   string        // thumbprint of the certificate that was shown
+	// once are the assertions that the order rests on: nobody may have used them.
+	once []identity.Asserted
+	// login is an assertion that is only put into the form of a token, for its
+	// subject and for all that it may do: there is no hop.
+	login bool
 }
 
 // exchange serves the token endpoint.
@@ -63,8 +69,11 @@ func (s *Service) exchange(r *http.Request, in *form, id string) (any, *fault) {
 		return nil, f
 	}
 	o, f := s.parties(ctx, in)
-	if f == nil {
+	if f == nil && !o.login {
 		f = s.narrow(ctx, in, o)
+	}
+	if f == nil {
+		f = s.useUp(ctx, o)
 	}
 	if f != nil {
 		return nil, f
@@ -85,7 +94,8 @@ func (s *Service) parties(ctx context.Context, in *form) (*order, *fault) {
 	if t := in.get("requested_token_type"); t != "" && t != typeAccessToken && t != typeJWT {
 		return nil, invalidRequest("only access tokens are issued")
 	}
-	subject, f := s.token(ctx, in, "subject_token")
+	o := &order{bound: identity.ShownIn(ctx).Thumbprint()}
+	subject, f := s.token(ctx, in, "subject_token", o)
 	if f != nil {
 		return nil, f
 	}
@@ -93,10 +103,10 @@ func (s *Service) parties(ctx context.Context, in *form) (*order, *fault) {
 	if f != nil {
 		return nil, f
 	}
-	o := &order{subject: subject, actor: subject, bound: identity.ShownIn(ctx).Thumbprint()}
+	o.subject, o.actor = subject, subject
 	switch {
 	case in.get("actor_token") != "" || in.get("actor_token_type") == typeCertificate:
-		if o.actor, f = s.token(ctx, in, "actor_token"); f != nil {
+		if o.actor, f = s.token(ctx, in, "actor_token", o); f != nil {
 			return nil, f
 		}
 		if len(o.actor.Chain) > 0 {
@@ -104,6 +114,9 @@ func (s *Service) parties(ctx context.Context, in *form) (*order, *fault) {
 		}
 	case in.get("actor_token_type") != "":
 		return nil, invalidRequest("there is an actor_token_type and no actor_token")
+	case client == "" && in.get("subject_token_type") == typeSAML2 && in.get("authorization_details")+in.get("audience")+in.get("resource") == "":
+		o.login = true
+		return o, nil
 	case client != "":
 		o.actor = access.Principal{Issuer: Name, Subject: client, Subagent: client}
 	}
@@ -118,16 +131,37 @@ func (s *Service) parties(ctx context.Context, in *form) (*order, *fault) {
 	return o, nil
 }
 
+// useUp makes sure that nobody has used the assertions, nor will.
+func (s *Service) useUp(ctx context.Context, o *order) *fault {
+	for _, a := range o.once {
+		switch err := s.Once(ctx, a.Once, a.Until.Sub(s.Clock())); {
+		case errors.Is(err, ErrSeen):
+			return badToken("assertion", err)
+		case err != nil:
+			return unavailable("the gateway cannot check assertions now", err)
+		}
+	}
+	return nil
+}
+
 // token verifies one of the tokens of a form.
-func (s *Service) token(ctx context.Context, in *form, name string) (access.Principal, *fault) {
+func (s *Service) token(ctx context.Context, in *form, name string, o *order) (access.Principal, *fault) {
 	raw, kind := in.get(name), in.get(name+"_type")
 	switch {
 	case (raw == "") != (kind == typeCertificate):
 		return access.Principal{}, invalidRequest("a " + name + " is needed, unless its type is that of the client certificate")
-	case !slices.Contains([]string{typeAccessToken, typeJWT, typeIDToken, typeCertificate}, kind):
-		return access.Principal{}, invalidRequest("the " + name + "_type must be that of a JWT, an access token or an id token")
+	case !slices.Contains([]string{typeAccessToken, typeJWT, typeIDToken, typeSAML2, typeCertificate}, kind):
+		return access.Principal{}, invalidRequest("the " + name + "_type must be that of a JWT, an access token, an id token or a SAML assertion")
 	}
-	p, err := s.Verifier.Verify(ctx, access.NewSecret(raw))
+	var p access.Principal
+	var err error
+	if kind == typeSAML2 {
+		var a identity.Asserted
+		a, err = s.Verifier.VerifyAssertion(ctx, access.NewSecret(raw))
+		p, o.once = a.Principal, append(o.once, a)
+	} else {
+		p, err = s.Verifier.Verify(ctx, access.NewSecret(raw))
+	}
 	switch {
 	case err == nil:
 		return p, nil
@@ -139,7 +173,7 @@ func (s *Service) token(ctx context.Context, in *form, name string) (access.Prin
 
 // mayAct honours the subject token's own word on who may act for it.
 func (s *Service) mayAct(in *form, o *order) *fault {
-	if in.get("subject_token") == "" { // a certificate says nothing of that
+	if kind := in.get("subject_token_type"); kind == typeCertificate || kind == typeSAML2 { // they say nothing of that
 		return nil
 	}
 	iss, sub, said, err := identity.MayAct(access.NewSecret(in.get("subject_token")))

@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/identity"
 )
 
 // Name is how principals and configuration call the gateway's own issuer.
@@ -53,6 +54,8 @@ type Verifier interface {
 	// Examine is for a token that is asked about, not used: whoever asks does
 	// not hold the certificate that it is bound to.
 	Examine(ctx context.Context, token access.Secret) (access.Principal, error)
+	// VerifyAssertion verifies a SAML assertion, which is good once.
+	VerifyAssertion(ctx context.Context, assertion access.Secret) (identity.Asserted, error)
 	// NameOf and URLOf translate between an issuer's iss and its configured
 	// name; "" is unknown.
 	NameOf(iss string) string

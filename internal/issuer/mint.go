@@ -23,6 +23,9 @@ import (
 func (o *order) principal() access.Principal {
 	p := o.subject
 	p.Token = access.TokenRef{}
+	if o.login {
+		return p
+	}
 	p.Subagent, p.Instance = o.hop.Actor, o.actor.Instance
 	p.Workflow, p.Job = cmp.Or(p.Workflow, o.actor.Workflow), cmp.Or(p.Job, o.actor.Job)
 	p.Chain = append(slices.Clone(p.Chain), o.hop)
@@ -81,7 +84,10 @@ func (s *Service) claims(m *minted, now, expires time.Time) ([]byte, error) {
 	}
 	claims := map[string]any{
 		"iss": s.config.Issuer, "aud": []string{s.config.Issuer}, "sub": p.Subject, "client_id": p.Subagent, "jti": m.id,
-		"iat": now.Unix(), "nbf": now.Unix(), "exp": expires.Unix(), identity.OriginClaim: origin, "act": act,
+		"iat": now.Unix(), "nbf": now.Unix(), "exp": expires.Unix(), identity.OriginClaim: origin,
+	}
+	if act != nil {
+		claims["act"] = act
 	}
 	for name, value := range map[string]string{"user": p.User, "subagent": p.Subagent, "instance": p.Instance, "workflow": p.Workflow, "job": p.Job} {
 		if value != "" {
@@ -139,7 +145,10 @@ func (s *Service) sign(claims []byte) ([]byte, error) {
 
 // event is the evidence of an issue.
 func (m *minted) event(request string) access.Event {
-	hop := m.principal.Chain[len(m.principal.Chain)-1]
+	var hop access.Hop
+	if n := len(m.principal.Chain); n > 0 {
+		hop = m.principal.Chain[n-1]
+	}
 	input, err := json.Marshal(struct {
 		JTI         string              `json:"jti"`
 		Parent      string              `json:"parent"`

@@ -1,5 +1,5 @@
 // Package localserver starts real servers on loopback for the demo and the
-// tests: PostgreSQL, Redis, Dex. Each lives in a folder of its own, is ready
+// tests: PostgreSQL, Redis, Dex, Keycloak, Jaeger. Each lives in a folder of its own, is ready
 // when its Start function returns, and dies with this process. It refuses to
 // run what it cannot find, naming how to install it; nothing is downloaded here.
 package localserver
@@ -92,7 +92,11 @@ func start(cmd *exec.Cmd, logPath string) (*process, error) {
 
 // ready asks until ask returns nil, the process ends or the time is up.
 func (p *process) ready(ctx context.Context, ask func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, readyWithin)
+	return p.readyWithin(ctx, readyWithin, ask)
+}
+
+func (p *process) readyWithin(ctx context.Context, limit time.Duration, ask func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
