@@ -1,5 +1,5 @@
 // Package e2e tests the whole product as its users meet it: the real binary, a
-// real Envoy, PostgreSQL, Redis and Dex, and the ordinary clients.
+// real Envoy, PostgreSQL, Redis, Dex and Keycloak, and the ordinary clients.
 package e2e
 
 import (
