@@ -85,6 +85,9 @@ type Obligations struct {
 	Masks    []Mask         `json:"masks,omitempty"`
 	Limits   Limits         `json:"limits,omitzero"`
 	Approval *ApprovalTerms `json:"approval,omitempty"`
+	// WriteMasked are columns (schema.table.column) that may be written although
+	// they are masked.
+	WriteMasked []string `json:"write_masked,omitempty"`
 	// SessionMax is how long after its opening a session may still do this
 	// though its token has expired; 0 is not at all.
 	SessionMax time.Duration `json:"session_max,omitempty"`

@@ -54,7 +54,7 @@ type CaseResult struct {
 
 // A Difference is one thing that a case expects and the decision does not have.
 type Difference struct {
-	What string `json:"what"` // effect, rule, reason, masks, limits, session, groups or count
+	What string `json:"what"` // effect, rule, reason, masks, limits, session, write_masked, groups or count
 	Want string `json:"want"`
 	Got  string `json:"got"`
 }
@@ -253,6 +253,9 @@ func (x *expectFile) compare(d access.Decision) []Difference {
 	}
 	if want := x.Session.max(); x.Session != nil && want != o.SessionMax {
 		differs("session", want, o.SessionMax)
+	}
+	if want := sortedColumns(x.WriteMasked); x.WriteMasked != nil && !slices.Equal(want, o.WriteMasked) {
+		differs("write_masked", asJSON(want), asJSON(o.WriteMasked))
 	}
 	terms := o.Approval
 	if terms == nil {

@@ -162,6 +162,9 @@ func (x Explanation) writeObligations(b *strings.Builder) {
 	if limits := asWritten(o.Limits); limits != "{}" {
 		fmt.Fprintf(b, "  limits %s\n", limits)
 	}
+	for _, column := range o.WriteMasked {
+		fmt.Fprintf(b, "  may write %s although it is masked\n", column)
+	}
 	if o.SessionMax > 0 {
 		fmt.Fprintf(b, "  session until %s after its opening\n", o.SessionMax)
 	}

@@ -219,6 +219,7 @@ func expectNode(d access.Decision) *yaml.Node {
 	if most := d.Obligations.SessionMax; most > 0 {
 		put(n, "session", mappingOf("max", most.String()))
 	}
+	put(n, "write_masked", d.Obligations.WriteMasked)
 	if terms := d.Obligations.Approval; terms != nil {
 		put(n, "groups", terms.Groups)
 		put(n, "count", terms.Count)

@@ -28,14 +28,15 @@ type conditionsFile struct {
 }
 
 type ruleFile struct {
-	Name     string        `yaml:"name" need:"yes" pattern:"^[a-z0-9-]+$" doc:"Name of the rule, unique in its policy."`
-	When     source        `yaml:"when" doc:"Condition (CEL) on the request; left out, the rule always matches."`
-	Effect   string        `yaml:"effect" need:"yes" oneof:"allow,approve,deny" doc:"What the rule says about a request that matches."`
-	Message  string        `yaml:"message" doc:"What callers are told when this rule decides."`
-	Mask     []access.Mask `yaml:"mask" doc:"What to hide in answers. Masks of all matching rules add up."`
-	Approval *approvalFile `yaml:"approval" doc:"Who must grant the request; only with effect approve."`
-	Limits   *limitsFile   `yaml:"limits" doc:"Bounds on one request. The smallest of all matching rules holds."`
-	Session  *sessionFile  `yaml:"session" doc:"What the rule grants to the session that the request is in."`
+	Name        string        `yaml:"name" need:"yes" pattern:"^[a-z0-9-]+$" doc:"Name of the rule, unique in its policy."`
+	When        source        `yaml:"when" doc:"Condition (CEL) on the request; left out, the rule always matches."`
+	Effect      string        `yaml:"effect" need:"yes" oneof:"allow,approve,deny" doc:"What the rule says about a request that matches."`
+	Message     string        `yaml:"message" doc:"What callers are told when this rule decides."`
+	Mask        []access.Mask `yaml:"mask" doc:"What to hide in answers. Masks of all matching rules add up."`
+	Approval    *approvalFile `yaml:"approval" doc:"Who must grant the request; only with effect approve."`
+	Limits      *limitsFile   `yaml:"limits" doc:"Bounds on one request. The smallest of all matching rules holds."`
+	Session     *sessionFile  `yaml:"session" doc:"What the rule grants to the session that the request is in."`
+	WriteMasked []string      `yaml:"write_masked" doc:"Columns, schema.table.column, that may be written although they are masked. Those of all matching rules add up."`
 }
 
 type sessionFile struct {
@@ -182,14 +183,15 @@ type k8sFile struct {
 }
 
 type expectFile struct {
-	Effect  string        `yaml:"effect" need:"yes" oneof:"allow,approve,deny"`
-	Rule    string        `yaml:"rule" doc:"policy/rule that decides, or default-deny."`
-	Reason  string        `yaml:"reason" doc:"Class of the denial, for example no-rule."`
-	Masks   []access.Mask `yaml:"masks" doc:"All masks that are imposed, in any order."`
-	Limits  *limitsFile   `yaml:"limits" doc:"All limits that are imposed."`
-	Session *sessionFile  `yaml:"session" doc:"What is granted to the session."`
-	Groups  []string      `yaml:"groups" doc:"Groups that may grant it."`
-	Count   *int          `yaml:"count" doc:"Reviewers needed."`
+	Effect      string        `yaml:"effect" need:"yes" oneof:"allow,approve,deny"`
+	Rule        string        `yaml:"rule" doc:"policy/rule that decides, or default-deny."`
+	Reason      string        `yaml:"reason" doc:"Class of the denial, for example no-rule."`
+	Masks       []access.Mask `yaml:"masks" doc:"All masks that are imposed, in any order."`
+	Limits      *limitsFile   `yaml:"limits" doc:"All limits that are imposed."`
+	Session     *sessionFile  `yaml:"session" doc:"What is granted to the session."`
+	WriteMasked []string      `yaml:"write_masked" doc:"All masked columns that may be written, in any order."`
+	Groups      []string      `yaml:"groups" doc:"Groups that may grant it."`
+	Count       *int          `yaml:"count" doc:"Reviewers needed."`
 }
 
 // An instant is a time that YAML may hold with or without quotes.

@@ -350,7 +350,7 @@ func (f *loadedFile) rule(p *policy, j int, when *condition) *rule {
 	}
 	r := &rule{
 		policy: p, effect: effect, when: when, message: strings.TrimSpace(in.Message),
-		masks: mergeMasks(in.Mask), limits: in.Limits.limits(), session: in.Session.max(), at: f.doc.At(fmt.Sprintf("rules[%d]", j)),
+		masks: mergeMasks(in.Mask), limits: in.Limits.limits(), session: in.Session.max(), writeMasked: in.WriteMasked, at: f.doc.At(fmt.Sprintf("rules[%d]", j)),
 	}
 	if in.Approval != nil {
 		terms := in.Approval.terms()

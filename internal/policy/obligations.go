@@ -25,8 +25,25 @@ func (sc *scope) obligations(approvals, allows []*rule) access.Obligations {
 	}
 	o.SessionMax = max(longest, 0)
 	o.Masks = sc.joined.of(approvals, allows)
+	o.WriteMasked = writeMasked(approvals, allows)
 	o.Approval = approvalOf(approvals)
 	return o
+}
+
+// writeMasked are the columns that any of the rules lets be written, in order.
+func writeMasked(approvals, allows []*rule) (columns []string) {
+	for _, rules := range [...][]*rule{approvals, allows} {
+		for _, r := range rules {
+			columns = append(columns, r.writeMasked...)
+		}
+	}
+	return sortedColumns(columns)
+}
+
+func sortedColumns(columns []string) []string {
+	columns = slices.Clone(columns)
+	slices.Sort(columns)
+	return slices.Compact(columns)
 }
 
 // maxJoined bounds how many combinations of rules a scope remembers.

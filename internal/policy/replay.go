@@ -253,6 +253,9 @@ func compareDecisions(old, decision access.Decision) (changed, detail []string) 
 	if asJSON(a.Limits) != asJSON(b.Limits) {
 		note("limits", "limits %s become %s", asWritten(a.Limits), asWritten(b.Limits))
 	}
+	if !slices.Equal(a.WriteMasked, b.WriteMasked) {
+		note("write_masked", "masked columns that may be written: %s become %s", asJSON(a.WriteMasked), asJSON(b.WriteMasked))
+	}
 	if a.SessionMax != b.SessionMax {
 		note("session", "a session may go on for %s, not %s", b.SessionMax, a.SessionMax)
 	}

@@ -42,16 +42,17 @@ type policy struct {
 // A rule is one compiled rule. Its slices are shared with decisions and never
 // written again.
 type rule struct {
-	policy   *policy
-	refs     []access.RuleRef // exactly one: itself
-	effect   access.Effect
-	when     *condition
-	message  string
-	masks    []access.Mask
-	limits   access.Limits
-	session  time.Duration // how long a session may outlive its token
-	approval *access.ApprovalTerms
-	at       strictyaml.Position
+	policy      *policy
+	refs        []access.RuleRef // exactly one: itself
+	effect      access.Effect
+	when        *condition
+	message     string
+	masks       []access.Mask
+	limits      access.Limits
+	session     time.Duration // how long a session may outlive its token
+	writeMasked []string
+	approval    *access.ApprovalTerms
+	at          strictyaml.Position
 }
 
 func (r *rule) ref() access.RuleRef { return r.refs[0] }
@@ -124,7 +125,8 @@ func ruleHash(p *policyFile, r *ruleFile, built *rule, named map[string]string) 
 		Approval                                         *access.ApprovalTerms
 		Conditions                                       map[string]string `json:",omitempty"`
 		SessionMax                                       time.Duration     `json:",omitempty"`
-	}{p.Policy, p.Principal.text, p.Resource.text, r.Name, r.When.text, r.Message, built.effect, r.Mask, built.limits, built.approval, named, built.session})
+		WriteMasked                                      []string          `json:",omitempty"`
+	}{p.Policy, p.Principal.text, p.Resource.text, r.Name, r.When.text, r.Message, built.effect, r.Mask, built.limits, built.approval, named, built.session, built.writeMasked})
 	if err != nil { // only strings, numbers and lists of them
 		panic("policy: rule hash: " + err.Error())
 	}

@@ -139,6 +139,15 @@ func (v *validator) rule(r *ruleFile, path string) {
 		}
 		v.limits(r.Limits, path+".limits")
 	}
+	if effect == access.Deny && len(r.WriteMasked) > 0 {
+		v.fault(path+".write_masked", "a rule that denies has nothing to grant")
+	}
+	if len(r.WriteMasked) > maxMasks {
+		v.fault(path+".write_masked", "there are %d columns; the limit is %d in one rule", len(r.WriteMasked), maxMasks)
+	}
+	for i, column := range r.WriteMasked {
+		v.column(column, fmt.Sprintf("%s.write_masked[%d]", path, i))
+	}
 	if r.Session != nil {
 		if effect == access.Deny {
 			v.fault(path+".session", "a rule that denies has nothing to grant")

@@ -133,6 +133,9 @@ type Forward struct {
 	Text   string     // the text to send; equal to the client's when nothing is masked
 	Action access.SQL // as judged, with Forward set when the text differs
 	Masked []string   // schema.table.column of the columns that were replaced
+	// NullMasks are the parameters that are written to masked columns whose mask
+	// is NULL: the caller must refuse NULL for them.
+	NullMasks []int
 
 	client  string
 	splices []splice
@@ -163,12 +166,12 @@ func (a *Analyzer) Analyze(ctx context.Context, text string, cat *catalog.Snapsh
 	return a.analyze(ctx, text, cat)
 }
 
-// Mask returns what to forward for st when masks apply. Only masks with a
-// Column matter here; the rest are the session's. cat must be the snapshot that
+// Mask returns what to forward for st under o. Only o.Masks with a Column and
+// o.WriteMasked matter here; the rest is the session's. cat must be the snapshot that
 // st was analyzed with. The error is a *Refusal (errors.As) when st would
 // compute on a masked column or touches a masked relation in a way that the
 // gateway does not prove clean, and otherwise means that no verdict was
 // reached. Every rewritten text was parsed and judged again.
-func (a *Analyzer) Mask(ctx context.Context, st *Statement, cat *catalog.Snapshot, masks []access.Mask) (*Forward, error) {
-	return a.mask(ctx, st, cat, masks)
+func (a *Analyzer) Mask(ctx context.Context, st *Statement, cat *catalog.Snapshot, o access.Obligations) (*Forward, error) {
+	return a.mask(ctx, st, cat, o)
 }

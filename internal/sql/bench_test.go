@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/sql/catalog"
 )
 
@@ -46,7 +47,7 @@ func BenchmarkMask(b *testing.B) {
 	a, cat := newTestAnalyzer(b), testCatalog(b)
 	st := judge(b, a, cat, benchQuery)
 	for b.Loop() {
-		if f, err := a.Mask(context.Background(), st, cat, secrets); err != nil || len(f.Masked) != 1 {
+		if f, err := a.Mask(context.Background(), st, cat, access.Obligations{Masks: secrets}); err != nil || len(f.Masked) != 1 {
 			b.Fatal(err)
 		}
 	}
@@ -64,7 +65,7 @@ func judgeFirstSeen(b *testing.B, a *Analyzer, cat *catalog.Snapshot, i int) {
 	if err != nil || !st.Action.ReadOnly {
 		b.Fatal(err, st)
 	}
-	if f, err := a.Mask(context.Background(), st, cat, secrets); err != nil || len(f.Masked) != 1 {
+	if f, err := a.Mask(context.Background(), st, cat, access.Obligations{Masks: secrets}); err != nil || len(f.Masked) != 1 {
 		b.Fatal(err)
 	}
 }

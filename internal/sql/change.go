@@ -11,14 +11,15 @@ type change struct {
 	command    string
 	ref        *reference
 	written    map[string]bool
-	everything bool // INSERT without a column list
-	where      bool // a WHERE that looks at a column
-	conflict   bool // ON CONFLICT
+	values     map[string][]*pg.Node // what is written to a column, where that stands in the statement
+	everything bool                  // INSERT without a column list
+	where      bool                  // a WHERE that looks at a column
+	conflict   bool                  // ON CONFLICT
 }
 
 // target binds the relation that a change writes to. WITH queries never hide it.
 func (b *binder) target(command string, v *pg.RangeVar) (*source, *change) {
-	c := &change{command: command, written: map[string]bool{}}
+	c := &change{command: command, written: map[string]bool{}, values: map[string][]*pg.Node{}}
 	b.changes = append(b.changes, c)
 	r := b.relation(v)
 	if r == nil {
@@ -67,6 +68,7 @@ func (b *binder) insert(q *pg.InsertStmt, env *cteEnv) []output {
 			b.write(c, src, col.Name, -1)
 		}
 	}
+	c.insertedValues(q, src)
 	if q.GetSelectStmt() != nil {
 		b.selectStmt(q.GetSelectStmt().GetSelectStmt(), nil, env)
 	}
@@ -75,6 +77,26 @@ func (b *binder) insert(q *pg.InsertStmt, env *cteEnv) []output {
 		b.onConflict(on, c, src, env)
 	}
 	return b.targets(q.GetReturningList(), s, env)
+}
+
+// insertedValues notes what INSERT … VALUES writes to which column.
+func (c *change) insertedValues(q *pg.InsertStmt, src *source) {
+	var names []string
+	for _, n := range q.GetCols() {
+		names = append(names, n.GetResTarget().GetName())
+	}
+	if c.everything {
+		for _, col := range src.relation.Columns {
+			names = append(names, col.Name)
+		}
+	}
+	for _, row := range q.GetSelectStmt().GetSelectStmt().GetValuesLists() {
+		for i, value := range row.GetList().GetItems() {
+			if i < len(names) {
+				c.values[names[i]] = append(c.values[names[i]], value)
+			}
+		}
+	}
 }
 
 // onConflict binds ON CONFLICT. Its inference sees the table, its SET the table
@@ -137,6 +159,7 @@ func (b *binder) assignments(list []*pg.Node, c *change, src *source, s *scope, 
 		}
 		b.write(c, src, t.GetName(), t.GetLocation())
 		b.subscripts(t.GetIndirection(), s, env)
+		c.values[t.GetName()] = append(c.values[t.GetName()], assigned(t.GetVal()))
 		if multi := t.GetVal().GetMultiAssignRef(); multi != nil {
 			if multi.GetColno() == 1 { // the others share the source
 				b.expr(multi.GetSource(), s, env, "SET")
@@ -145,6 +168,18 @@ func (b *binder) assignments(list []*pg.Node, c *change, src *source, s *scope, 
 		}
 		b.expr(t.GetVal(), s, env, "SET")
 	}
+}
+
+// assigned is the value of one column in SET.
+func assigned(n *pg.Node) *pg.Node {
+	multi := n.GetMultiAssignRef()
+	if multi == nil {
+		return n
+	}
+	if row, i := multi.GetSource().GetRowExpr().GetArgs(), int(multi.GetColno())-1; i >= 0 && i < len(row) {
+		return row[i]
+	}
+	return multi.GetSource()
 }
 
 // subscripts binds what follows an assigned column: .field or [1].

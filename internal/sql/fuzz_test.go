@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/sql/catalog"
 )
 
@@ -75,7 +76,7 @@ func FuzzMask(f *testing.F) {
 		if err != nil {
 			return // no verdict: nothing is forwarded
 		}
-		forward, err := a.Mask(context.Background(), st, cat, secrets)
+		forward, err := a.Mask(context.Background(), st, cat, access.Obligations{Masks: secrets})
 		var r *Refusal
 		if errors.As(err, &r) {
 			return

@@ -14,15 +14,16 @@ import (
 // alone: that every place where a masked relation is named was found and
 // replaced. What the masked columns flow into only decides whether the answer
 // would be honest.
-func (a *Analyzer) mask(ctx context.Context, st *Statement, cat *catalog.Snapshot, masks []access.Mask) (*Forward, error) {
+func (a *Analyzer) mask(ctx context.Context, st *Statement, cat *catalog.Snapshot, o access.Obligations) (*Forward, error) {
 	if st.Refusal != nil {
 		return nil, st.Refusal
 	}
 	same := &Forward{Text: st.Text, Action: st.Action, client: st.Text}
-	m := newMasking(cat, a.library, masks)
+	m := newMasking(cat, a.library, o.Masks)
 	if m == nil || st.body == nil {
 		return same, nil
 	}
+	m.mayWrite(o.WriteMasked)
 	m.views(st.body.viewReads)
 	if r := m.check(st); r != nil {
 		return nil, r
@@ -53,6 +54,7 @@ func (a *Analyzer) mask(ctx context.Context, st *Statement, cat *catalog.Snapsho
 		s.grouping(g, m.grouped(g))
 	}
 	if len(s.splices) == 0 && s.refusal == nil {
+		same.NullMasks = m.nullMasks
 		return same, nil
 	}
 	text := s.spliced()
@@ -62,7 +64,7 @@ func (a *Analyzer) mask(ctx context.Context, st *Statement, cat *catalog.Snapsho
 	if err := a.prove(ctx, st, cat, m, text, s.splices); err != nil {
 		return nil, err
 	}
-	f := &Forward{Text: text, Action: st.Action, Masked: sortedKeys(hidden), client: st.Text, splices: s.splices}
+	f := &Forward{Text: text, Action: st.Action, Masked: sortedKeys(hidden), NullMasks: m.nullMasks, client: st.Text, splices: s.splices}
 	f.Action.Forward = text
 	return f, nil
 }

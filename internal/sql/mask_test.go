@@ -23,7 +23,7 @@ var secrets = masksOf("public.customers.ssn", "public.customers.card")
 func maskIt(t testing.TB, a *Analyzer, cat *catalog.Snapshot, masks []access.Mask, text string) (*Forward, *Refusal) {
 	t.Helper()
 	st := judge(t, a, cat, text)
-	f, err := a.Mask(context.Background(), st, cat, masks)
+	f, err := a.Mask(context.Background(), st, cat, access.Obligations{Masks: masks})
 	var r *Refusal
 	if err != nil && !errors.As(err, &r) {
 		t.Fatalf("%s: %v", text, err)

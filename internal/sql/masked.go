@@ -18,6 +18,10 @@ type masking struct {
 	library *library
 	columns map[uint32]map[string]bool
 	broken  map[uint32]string // relations of which a mask names a column that is not there
+	// writable are hidden columns that may be written all the same, and nullMasks
+	// the parameters that are, where NULL would be the mask.
+	writable  map[uint32]map[string]bool
+	nullMasks []int
 }
 
 // newMasking returns nil when no mask names a column.
@@ -85,6 +89,29 @@ func (m *masking) hide(r *catalog.Relation, column string) {
 	}
 	for _, oid := range r.Parents {
 		m.hide(m.cat.RelationByOID(oid), column)
+	}
+}
+
+// mayWrite lets columns, schema.table.column, be written, with those of the
+// table's partitions and children.
+func (m *masking) mayWrite(columns []string) {
+	for _, full := range columns {
+		for i := range full {
+			for j := i + 1; j < len(full); j++ {
+				if full[i] != '.' || full[j] != '.' {
+					continue
+				}
+				for _, r := range m.family(m.cat.Relation(full[:i], full[i+1:j])) {
+					if m.writable == nil {
+						m.writable = map[uint32]map[string]bool{}
+					}
+					if m.writable[r.OID] == nil {
+						m.writable[r.OID] = map[string]bool{}
+					}
+					m.writable[r.OID][full[j+1:]] = true
+				}
+			}
+		}
 	}
 }
 
@@ -252,9 +279,15 @@ func (m *masking) checkChange(st *Statement, c *change) *Refusal {
 			}
 		}
 		for column := range c.written {
-			if m.columns[r.OID][column] {
-				return maskedField(st.Text, c.ref.location, "Name the columns to write, without the masked ones. "+liftHint,
+			if !m.columns[r.OID][column] {
+				continue
+			}
+			if !m.writable[r.OID][column] {
+				return maskedField(st.Text, c.ref.location, "Name the columns to write, without the masked ones, or ask for a rule with write_masked.",
 					"%s.%s is masked and cannot be written", r.Qualified(), column)
+			}
+			if refusal := m.checkWritten(st, c, r, column); refusal != nil {
+				return refusal
 			}
 		}
 		for _, k := range r.Constraints {
@@ -262,6 +295,31 @@ func (m *masking) checkChange(st *Statement, c *change) *Refusal {
 				return maskedField(st.Text, c.ref.location, "Ask for a rule that does not mask the column.",
 					"a constraint of %s would tell whether a value of %s exists", r.Qualified(), name)
 			}
+		}
+	}
+	return nil
+}
+
+// checkWritten looks at what is written to a hidden column that a rule lets be
+// written. A mask that comes back would destroy the value: the session knows
+// those of text by their mark; where the mask is NULL, NULL is refused here.
+func (m *masking) checkWritten(st *Statement, c *change, r *catalog.Relation, column string) *Refusal {
+	if c.command == "COPY" {
+		return maskedField(st.Text, c.ref.location, "Use INSERT.", "%s.%s is masked and cannot be written by COPY: what comes is not looked at", r.Qualified(), column)
+	}
+	if !strings.HasPrefix(m.constant(r.Column(column)), "NULL") {
+		return nil
+	}
+	for _, value := range c.values[column] {
+		for value.GetTypeCast() != nil {
+			value = value.GetTypeCast().GetArg()
+		}
+		if value.GetAConst().GetIsnull() {
+			return maskedField(st.Text, value.GetAConst().GetLocation(), "Leave the column out.",
+				"%s.%s is masked by NULL, so that NULL cannot be written to it", r.Qualified(), column)
+		}
+		if p := value.GetParamRef(); p != nil && !slices.Contains(m.nullMasks, int(p.GetNumber())) {
+			m.nullMasks = append(m.nullMasks, int(p.GetNumber()))
 		}
 	}
 	return nil
@@ -284,7 +342,8 @@ func (m *masking) family(r *catalog.Relation) []*catalog.Relation {
 	return all
 }
 
-// answers is the hidden column that a constraint compares written ones with.
+// answers is the hidden column that a constraint compares written ones with. One
+// that a rule lets be written is known to its writer.
 func (m *masking) answers(r *catalog.Relation, k catalog.Constraint, written map[string]bool) string {
 	takesPart := false
 	for _, column := range k.Columns {
@@ -294,7 +353,7 @@ func (m *masking) answers(r *catalog.Relation, k catalog.Constraint, written map
 		return ""
 	}
 	for _, column := range k.Columns {
-		if m.columns[r.OID][column] {
+		if m.columns[r.OID][column] && !(written[column] && m.writable[r.OID][column]) {
 			return r.Qualified() + "." + column
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/localserver"
 	"chaperone.dev/chaperone/internal/sql/catalog"
 )
@@ -188,7 +189,7 @@ func (r *maskerRun) maskAll(t *testing.T, a *Analyzer, cat *catalog.Snapshot, te
 					t.Errorf("%s: %v", texts[i], err)
 					continue
 				}
-				f, err := a.Mask(t.Context(), st, cat, r.world.masks)
+				f, err := a.Mask(t.Context(), st, cat, access.Obligations{Masks: r.world.masks})
 				var refusal *Refusal
 				if err != nil && !errors.As(err, &refusal) {
 					t.Errorf("%s: %v", texts[i], err)

@@ -201,7 +201,7 @@ func (s *session) guessForward(ctx context.Context, st *statement) string {
 	if !hasColumnMask(masks) {
 		return st.text
 	}
-	forward, err := s.resource.Analyzer.Mask(ctx, st.judged, st.view.snapshot, masks)
+	forward, err := s.resource.Analyzer.Mask(ctx, st.judged, st.view.snapshot, access.Obligations{Masks: masks})
 	if err != nil || forward == nil {
 		return ""
 	}

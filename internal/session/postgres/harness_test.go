@@ -361,9 +361,9 @@ func (plainAnalyzer) Analyze(ctx context.Context, text string, _ *catalog.Snapsh
 	return st, nil
 }
 
-func (plainAnalyzer) Mask(_ context.Context, st *sql.Statement, _ *catalog.Snapshot, masks []access.Mask) (*sql.Forward, error) {
+func (plainAnalyzer) Mask(_ context.Context, st *sql.Statement, _ *catalog.Snapshot, o access.Obligations) (*sql.Forward, error) {
 	text := st.Text
-	for _, m := range masks {
+	for _, m := range o.Masks {
 		if m.Column == "public.customers.ssn" {
 			text = strings.ReplaceAll(text, "ssn", "'***'::pg_catalog.text AS ssn")
 		}

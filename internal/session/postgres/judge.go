@@ -2,7 +2,9 @@ package postgres
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -31,6 +33,7 @@ type statement struct {
 	analyzer Analyzer
 	view     *view
 	masks    []access.Mask
+	writable []string
 
 	forward *sql.Forward // nil for an empty statement
 	detect  Detector     // nil when nothing is to be detected
@@ -174,6 +177,9 @@ func (s *session) decide(ctx context.Context, st *statement, v *verdict, params 
 	if err := s.decideForward(ctx, st, v); err != nil || v.refused != nil {
 		return err
 	}
+	if v.refused = s.nullMask(st, v, params); v.refused != nil {
+		return nil
+	}
 	if st.detect != nil && st.judged.Kind == sql.KindCopyOut {
 		v.refused = s.judgeRefused(v, &sql.Refusal{Reason: access.Unsupported,
 			Message: "the data of COPY is never altered, and " + v.decision.Rule() + " masks what it finds in results", Hint: "use SELECT"})
@@ -314,8 +320,8 @@ func (s *session) judgeRefused(v *verdict, r *sql.Refusal) *refusal {
 
 // mask rewrites st for the masks of the decision and builds the detector.
 func (s *session) mask(ctx context.Context, st *statement, v *verdict) error {
-	masks := v.decision.Obligations.Masks
-	if st.forward != nil && reflect.DeepEqual(st.masks, masks) {
+	masks, writable := v.decision.Obligations.Masks, v.decision.Obligations.WriteMasked
+	if st.forward != nil && reflect.DeepEqual(st.masks, masks) && slices.Equal(st.writable, writable) {
 		return nil
 	}
 	st.forward = nil
@@ -324,7 +330,7 @@ func (s *session) mask(ctx context.Context, st *statement, v *verdict) error {
 		v.refused = r
 		return nil
 	}
-	forward, err := s.resource.Analyzer.Mask(ctx, st.judged, st.view.snapshot, masks)
+	forward, err := s.resource.Analyzer.Mask(ctx, st.judged, st.view.snapshot, v.decision.Obligations)
 	var refused *sql.Refusal
 	switch {
 	case errors.As(err, &refused):
@@ -334,7 +340,7 @@ func (s *session) mask(ctx context.Context, st *statement, v *verdict) error {
 	case err != nil || forward == nil:
 		v.refused = s.refuseUnavailable(v, "the gateway cannot read SQL now", err)
 	default:
-		st.forward, st.masks, st.detect = forward, masks, detect
+		st.forward, st.masks, st.writable, st.detect = forward, masks, writable, detect
 	}
 	return nil
 }
@@ -384,13 +390,31 @@ func (s *session) writesMask(st *statement, v *verdict) *refusal {
 	}
 	found := literalMask(st.text)
 	for _, p := range v.request.Action.SQL.Parameters {
-		found = found || !p.Binary && mask.ContainsMask(p.Value)
+		value := []byte(p.Value)
+		if p.Binary {
+			value, _ = base64.StdEncoding.DecodeString(p.Value) // the session's own
+		}
+		found = found || mask.ContainsMask(value)
 	}
 	if !found {
 		return nil
 	}
 	return s.judgeRefused(v, &sql.Refusal{Reason: access.MaskedField, Message: "a value to be written holds a mask (" + mask.Mark + ")",
 		Hint: "leave masked columns out of what you write"})
+}
+
+// nullMask refuses NULL for a masked column that shows as NULL, like writesMask.
+func (s *session) nullMask(st *statement, v *verdict, params []access.BoundParameter) *refusal {
+	if st.forward == nil {
+		return nil
+	}
+	for _, n := range st.forward.NullMasks {
+		if n <= len(params) && params[n-1].Null {
+			return s.judgeRefused(v, &sql.Refusal{Reason: access.MaskedField, SQLState: "42501",
+				Message: fmt.Sprintf("$%d is written to a column that is masked by NULL, so that it cannot be NULL", n), Hint: "leave the column out"})
+		}
+	}
+	return nil
 }
 
 func (s *session) refuseUnavailable(v *verdict, message string, err error) *refusal {

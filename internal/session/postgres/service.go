@@ -135,7 +135,7 @@ type Sessions interface {
 // An Analyzer reads SQL: *sql.Analyzer.
 type Analyzer interface {
 	Analyze(ctx context.Context, text string, cat *catalog.Snapshot) (*sql.Statement, error)
-	Mask(ctx context.Context, st *sql.Statement, cat *catalog.Snapshot, masks []access.Mask) (*sql.Forward, error)
+	Mask(ctx context.Context, st *sql.Statement, cat *catalog.Snapshot, o access.Obligations) (*sql.Forward, error)
 }
 
 // A Detector replaces in one cell of a result what its masks look for, and
