@@ -8,6 +8,7 @@ type metrics struct {
 	bytes     prometheus.Counter
 	refused   prometheus.Counter
 	faults    prometheus.Counter
+	strangers prometheus.Counter
 	available prometheus.Gauge
 	fsync     prometheus.Histogram
 }
@@ -22,6 +23,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "chaperone_record_refused_total", Help: "Appends that failed because the disk did."}),
 		faults: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "chaperone_record_faults_total", Help: "Times that the disk stopped being good."}),
+		strangers: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "chaperone_record_strangers_omitted_total", Help: "Refusals of callers without an identity that were counted, not recorded one by one."}),
 		available: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "chaperone_record_available", Help: "1 while events can be recorded."}),
 		fsync: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -42,7 +45,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.events, m.bytes, m.refused, m.faults, m.available, m.fsync}
+	return []prometheus.Collector{m.events, m.bytes, m.refused, m.faults, m.strangers, m.available, m.fsync}
 }
 
 // unregister lets another recorder of the process take the names.

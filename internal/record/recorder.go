@@ -85,6 +85,8 @@ type Recorder struct {
 	stopped chan struct{} // closed when the writer has ended
 	close   func() error
 	pruning chan struct{} // holds a token while Prune runs
+
+	strangers *strangers
 }
 
 // Open takes the folder of cfg for this process alone, recovers what a crash
@@ -149,6 +151,8 @@ func start(cfg Config, d disk, p pace, lock *os.File) (*Recorder, error) {
 		stopped: make(chan struct{}),
 		pruning: make(chan struct{}, 1),
 		reader:  newReader(cfg.Dir),
+
+		strangers: newStrangers(),
 	}
 	r.writer = newWriter(cfg, d, p, m, r.queue, r.closing)
 	r.close = sync.OnceValue(r.shut)
@@ -192,6 +196,11 @@ func ownEvent(cfg Config, act, on string, input any) access.Event {
 // found in the recording. It keeps nothing of evs. It blocks while the disk is
 // busy, until ctx ends or, without a deadline, for ten seconds. A zero Time
 // becomes now; Seq is given here.
+//
+// One refusal by itself of somebody who proved no identity is recorded only
+// while there are not too many: beyond 500, and 10 more a second, they are
+// counted, and a "recording.strangers" event tells how many before the next
+// that is recorded, or when the recorder closes.
 func (r *Recorder) Append(ctx context.Context, d access.Durability, evs ...access.Event) error {
 	for i := range evs {
 		if admin := evs[i].Admin; admin != nil && strings.HasPrefix(admin.Act, reservedAct) {
@@ -200,6 +209,10 @@ func (r *Recorder) Append(ctx context.Context, d access.Durability, evs ...acces
 		if evs[i].Type() == "" {
 			return errors.New("an event without payload cannot be recorded")
 		}
+	}
+	omitted, evs := r.omit(evs)
+	if omitted {
+		return r.ready(ctx)
 	}
 	return r.append(ctx, d, evs...)
 }
@@ -316,10 +329,11 @@ func (r *Recorder) Reader() *Reader { return r.reader }
 func (r *Recorder) Close() error { return r.close() }
 
 func (r *Recorder) shut() error {
+	farewell := r.farewell()
 	close(r.closing)
 	<-r.stopped
 	r.writer.metrics.unregister(r.cfg.Registerer)
-	if err := errors.Join(r.writer.ended, r.lock.Close()); err != nil {
+	if err := errors.Join(farewell, r.writer.ended, r.lock.Close()); err != nil {
 		return fmt.Errorf("close recording: %w", err)
 	}
 	return nil

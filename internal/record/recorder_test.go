@@ -277,7 +277,7 @@ func TestMetricsCanBeRegisteredAgain(t *testing.T) {
 		}
 		appendAll(t, r, access.Synced, numbered(1)...)
 		got, err := reg.Gather()
-		if err != nil || len(got) != 6 {
+		if err != nil || len(got) != 7 {
 			t.Errorf("%d metrics, %v", len(got), err)
 		}
 		if err := r.Close(); err != nil {
