@@ -136,7 +136,10 @@ func postgresTarget(res config.Resource) (postgres.Resource, error) {
 	password := p.Credential.Password.Secret()
 	out := postgres.Resource{
 		Access: res.Access(), Address: res.Address, Database: p.Database, User: p.Credential.User, Unwalled: p.Unwalled,
-		Password: func(context.Context) (access.Secret, error) { return password, nil },
+		Profile: p.Credential.Profile, Claims: p.Settings,
+	}
+	if p.Credential.Password.Set() {
+		out.Password = func(context.Context) (access.Secret, error) { return password, nil }
 	}
 	if p.TLS.Mode != "disable" {
 		host, _, err := net.SplitHostPort(res.Address)
@@ -147,6 +150,13 @@ func postgresTarget(res config.Resource) (postgres.Resource, error) {
 		if ca := p.TLS.CA.Bytes(); ca != nil {
 			out.TLS.RootCAs = x509.NewCertPool()
 			out.TLS.RootCAs.AppendCertsFromPEM(ca) // validated
+		}
+		if cert := p.Credential.Certificate.Bytes(); cert != nil {
+			pair, err := tls.X509KeyPair(cert, p.Credential.Key.Bytes())
+			if err != nil {
+				return postgres.Resource{}, err
+			}
+			out.TLS.Certificates = []tls.Certificate{pair}
 		}
 	}
 	return out, nil

@@ -61,7 +61,7 @@ func (s *server) closed(ctx context.Context, info access.Session, cause string) 
 
 // postgres makes the session service of PostgreSQL.
 func (s *server) postgres(cfg *config.Config, tracing trace.TracerProvider) (*postgres.Service, error) {
-	return postgres.New(postgres.Config{PlaintextOnLoopback: true, ApprovalWait: cfg.Approvals.Wait,
+	return postgres.New(postgres.Config{PlaintextOnLoopback: true, ApprovalWait: cfg.Approvals.Wait, Replica: s.replica,
 		MaxWaitingPerSource: *cfg.Listen.WaitingPerAddress}, postgres.Deps{
 		Verifier: &s.current, Decider: s.engine, Recorder: s.recorder, Approvals: s.approvals, Sessions: s.sessions,
 		Resource: s.current.postgresResource,

@@ -6,6 +6,7 @@
 package access
 
 import (
+	"encoding/json"
 	"slices"
 	"time"
 )
@@ -53,6 +54,40 @@ type TokenRef struct {
 // prefixed, so no claim can be shaped to look like another principal's.
 func (p Principal) Key() string {
 	return joinLengthPrefixed(p.Issuer, p.Subject, p.User, p.Subagent, p.Workflow)
+}
+
+// Attributes are the names that Attribute knows.
+func Attributes() []string {
+	return []string{"issuer", "subject", "user", "subagent", "instance", "workflow", "job", "groups"}
+}
+
+// Attribute is one word about the principal, for a target to tell callers apart
+// by; "" when it has none, or for an unknown name. groups is a JSON array,
+// sorted.
+func (p Principal) Attribute(name string) string {
+	switch name {
+	case "issuer":
+		return p.Issuer
+	case "subject":
+		return p.Subject
+	case "user":
+		return p.User
+	case "subagent":
+		return p.Subagent
+	case "instance":
+		return p.Instance
+	case "workflow":
+		return p.Workflow
+	case "job":
+		return p.Job
+	case "groups":
+		b, err := json.Marshal(append([]string{}, slices.Compact(slices.Sorted(slices.Values(p.Groups)))...))
+		if err != nil { // strings always encode
+			panic("access: groups: " + err.Error())
+		}
+		return string(b)
+	}
+	return ""
 }
 
 // InGroup reports whether the principal is a member of any of groups.

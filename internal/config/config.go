@@ -165,6 +165,7 @@ type Postgres struct {
 	TLS        TargetTLS          `yaml:"tls" doc:"TLS to the target"`
 	Credential PostgresCredential `yaml:"credential" doc:"the role that is injected"`
 	Unwalled   bool               `yaml:"unwalled" doc:"accept a role that may read masked columns"`
+	Settings   map[string]string  `yaml:"settings" doc:"settings of sessions, such as app.tenant, for row security to tell rows apart by: the attribute of the caller that each has (issuer, subject, user, subagent, instance, workflow, job, or groups as a JSON array)"`
 	Functions  []string           `yaml:"functions" doc:"functions of this database known to change nothing: schema.name, or schema.name(integer, text) for one of several"`
 }
 
@@ -176,8 +177,11 @@ type TargetTLS struct {
 
 // PostgresCredential is the role that the gateway logs in with.
 type PostgresCredential struct {
-	User     string    `yaml:"user" doc:"role name"`
-	Password SecretRef `yaml:"password" doc:"its password"`
+	User        string    `yaml:"user" doc:"role name"`
+	Password    SecretRef `yaml:"password" doc:"its password"`
+	Certificate SecretRef `yaml:"certificate" doc:"client certificate in place of a password (PEM)"`
+	Key         SecretRef `yaml:"key" doc:"key of the certificate (PEM)"`
+	Profile     string    `yaml:"profile" doc:"role whose rights sessions have: user makes a role in it for each of them"`
 }
 
 // HTTP is how an HTTP target is reached.

@@ -217,11 +217,45 @@ func (v *validation) postgres(path string, r *Resource) {
 	if p.Credential.User == "" {
 		v.fault(path+".credential.user", "is needed: the role that is injected")
 	}
-	v.secret(path+".credential.password", &p.Credential.Password, true)
+	v.postgresCredential(path, p)
+	for name, attribute := range p.Settings {
+		if !customSetting.MatchString(name) {
+			v.fault(path+".settings", "%q must be a setting of your own, with a dot in its name: app.tenant", name)
+		}
+		if !slices.Contains(access.Attributes(), attribute) {
+			v.fault(path+".settings", "%s must be one of %s", name, strings.Join(access.Attributes(), ", "))
+		}
+	}
 	for i, f := range p.Functions {
 		if !functionName.MatchString(f) {
 			v.fault(fmt.Sprintf("%s.functions[%d]", path, i), "must be schema.name or schema.name(types)")
 		}
+	}
+}
+
+// customSetting is the name of a setting that no server knows by itself.
+var customSetting = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,30}\.[a-z_][a-z0-9_]{0,30}$`)
+
+func (v *validation) postgresCredential(path string, p *Postgres) {
+	c := &p.Credential
+	path += ".credential"
+	certificate := c.Certificate.Set() || c.Key.Set()
+	v.secret(path+".password", &c.Password, !certificate)
+	if certificate && c.Password.Set() {
+		v.fault(path+".password", "stands beside a certificate: give one of them")
+	}
+	if certificate && p.TLS.Mode == "disable" {
+		v.fault(path+".certificate", "needs TLS to the target")
+	}
+	v.secret(path+".certificate", &c.Certificate, certificate)
+	v.secret(path+".key", &c.Key, certificate)
+	if cert, key := c.Certificate.Bytes(), c.Key.Bytes(); cert != nil && key != nil {
+		if _, err := tls.X509KeyPair(cert, key); err != nil {
+			v.fault(path+".certificate", "and its key do not go together: %v", err)
+		}
+	}
+	if c.Profile != "" && c.Profile == c.User {
+		v.fault(path+".profile", "must be another role than the one that makes roles in it")
 	}
 }
 

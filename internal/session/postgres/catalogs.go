@@ -34,7 +34,8 @@ type view struct {
 // catalogs keeps one side connection per target, role and search_path, shared
 // by the sessions that have them.
 type catalogs struct {
-	clock func() time.Time
+	clock  func() time.Time
+	logins logins
 
 	mu      sync.Mutex
 	entries map[catalogKey]*catalogEntry
@@ -49,7 +50,9 @@ type catalogEntry struct {
 
 	estimates *estimator // has its own
 
+	logins  logins
 	conn    *pgx.Conn
+	end     func() // of the login of conn
 	view    *view
 	checked time.Time
 
@@ -57,8 +60,8 @@ type catalogEntry struct {
 	idle *time.Timer
 }
 
-func newCatalogs(clock func() time.Time) *catalogs {
-	return &catalogs{clock: clock, entries: map[catalogKey]*catalogEntry{}}
+func newCatalogs(clock func() time.Time, all logins) *catalogs {
+	return &catalogs{clock: clock, logins: all, entries: map[catalogKey]*catalogEntry{}}
 }
 
 // A catalogUse is a session's share in a catalog.
@@ -70,12 +73,12 @@ type catalogUse struct {
 
 // use opens nothing yet; release ends the share.
 func (c *catalogs) use(r Resource) *catalogUse {
-	key := catalogKey{r.Address, r.Database, r.User, strings.Join(r.searchPath(), "\x00")}
+	key := catalogKey{r.Address, r.Database, r.User + "\x00" + r.Profile, strings.Join(r.searchPath(), "\x00")}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	entry := c.entries[key]
 	if entry == nil {
-		entry = &catalogEntry{key: key, busy: make(chan struct{}, 1), estimates: newEstimator()}
+		entry = &catalogEntry{key: key, busy: make(chan struct{}, 1), logins: c.logins, estimates: newEstimator(c.logins)}
 		c.entries[key] = entry
 	}
 	if entry.idle != nil {
@@ -161,12 +164,8 @@ func (u *catalogUse) view(ctx context.Context, fresh bool) (*view, error) {
 // error there is none.
 func (e *catalogEntry) load(ctx context.Context, r Resource) (*view, error) {
 	if e.conn == nil {
-		config, err := targetConfig(ctx, r, map[string]string{"application_name": "chaperone catalog"})
-		if err != nil {
-			return nil, err
-		}
-		config.DefaultQueryExecMode = pgx.QueryExecModeExec
-		if e.conn, err = pgx.ConnectConfig(ctx, config); err != nil {
+		var err error
+		if e.conn, e.end, err = connectBeside(ctx, e.logins, r, map[string]string{"application_name": "chaperone catalog"}); err != nil {
 			return nil, err
 		}
 	}
@@ -195,4 +194,5 @@ func (e *catalogEntry) disconnect() {
 	defer cancel()
 	e.conn.Close(ctx)
 	e.conn = nil
+	e.end()
 }

@@ -46,10 +46,12 @@ func (e *estimate) setOn(action *access.SQL) {
 // An estimator plans statements, one at a time, over a connection of its own
 // beside that of the catalog: a slow plan holds up no judge.
 type estimator struct {
-	busy  chan struct{} // holds a value while conn is in use
-	conn  *pgx.Conn
-	mu    sync.Mutex
-	known map[estimateKey]knownEstimate // when full it starts again
+	logins logins
+	busy   chan struct{} // holds a value while conn is in use
+	conn   *pgx.Conn
+	end    func() // of the login of conn
+	mu     sync.Mutex
+	known  map[estimateKey]knownEstimate // when full it starts again
 }
 
 type estimateKey struct {
@@ -62,8 +64,8 @@ type knownEstimate struct {
 	at       time.Time
 }
 
-func newEstimator() *estimator {
-	return &estimator{busy: make(chan struct{}, 1), known: map[estimateKey]knownEstimate{}}
+func newEstimator(all logins) *estimator {
+	return &estimator{logins: all, busy: make(chan struct{}, 1), known: map[estimateKey]knownEstimate{}}
 }
 
 func (e *estimator) recall(key estimateKey, now time.Time) (*estimate, bool) {
@@ -92,6 +94,7 @@ func (e *estimator) close() {
 	defer cancel()
 	e.conn.Close(ctx)
 	e.conn = nil
+	e.end()
 }
 
 // estimable reports whether EXPLAIN takes the statement, and whether nothing
@@ -214,14 +217,12 @@ func (e *estimator) connect(ctx context.Context, r Resource) error {
 	if e.conn != nil && !e.conn.IsClosed() {
 		return nil
 	}
-	config, err := targetConfig(ctx, r, map[string]string{
+	e.close() // what died
+	var err error
+	e.conn, e.end, err = connectBeside(ctx, e.logins, r, map[string]string{
 		"application_name": "chaperone estimate", "default_transaction_read_only": "on",
 		"statement_timeout": fmt.Sprint(estimateTimeout.Milliseconds()),
 	})
-	if err != nil {
-		return err
-	}
-	e.conn, err = pgx.ConnectConfig(ctx, config)
 	return err
 }
 

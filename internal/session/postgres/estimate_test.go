@@ -328,7 +328,7 @@ func TestEstimateIsOfOneStatement(t *testing.T) {
 	t.Parallel()
 	g := estimating(t, "18")
 	r, _ := g.resource("orders")
-	e := newEstimator()
+	e := newEstimator(logins{})
 	defer e.close()
 	if err := e.connect(t.Context(), r); err != nil {
 		t.Fatal(err)

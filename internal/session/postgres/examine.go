@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -37,23 +39,28 @@ func (e *Examination) Walled() bool { return e.Unwalled || len(e.Missing) == 0 }
 // what opening a session checks. It changes nothing. The masks are those of
 // every principal, joined.
 func Examine(ctx context.Context, r Resource, masks []access.Mask) (*Examination, error) {
-	entry := &catalogEntry{}
+	x := &Examination{
+		Resource: r.Access.Name, Unwalled: r.Unwalled, Missing: []string{}, Masked: []string{}, Risks: []string{}, Statements: []string{},
+		Connected: fmt.Sprintf("to %s, database %s, as %s, %s", r.Address, r.Database, r.User, r.how()),
+	}
+	if r.Profile != "" {
+		if err := examineMaker(ctx, r, x); err != nil {
+			return nil, fmt.Errorf("examine %s: %w", r.Access.Name, err)
+		}
+		if len(x.Missing) > 0 {
+			x.Unwalled = false // no session opens, walled or not
+			return x, nil
+		}
+	}
+	made := newSessionRoles("doctor", time.Now, slog.New(slog.DiscardHandler))
+	defer made.close()
+	entry := &catalogEntry{logins: logins{made}}
 	v, err := entry.load(ctx, r)
 	if err != nil {
 		return nil, fmt.Errorf("examine %s: %w", r.Access.Name, err)
 	}
 	defer entry.disconnect()
-	over := "in the clear"
-	if r.TLS != nil {
-		over = "over TLS with a verified certificate"
-	}
-	x := &Examination{
-		Resource: r.Access.Name, Unwalled: r.Unwalled, Missing: wallFaults(v, masks), Masked: []string{}, Risks: []string{}, Statements: []string{},
-		Connected: fmt.Sprintf("to %s, database %s, as %s, by password (SCRAM-SHA-256 only) %s", r.Address, v.snapshot.Database(), v.snapshot.User(), over),
-	}
-	if x.Missing == nil {
-		x.Missing = []string{}
-	}
+	x.Missing = append(x.Missing, wallFaults(v, masks)...)
 	for _, m := range masks {
 		if m.Column != "" {
 			x.Masked = append(x.Masked, fmt.Sprintf("%s with %s", m.Column, m.With))
@@ -67,6 +74,74 @@ func Examine(ctx context.Context, r Resource, masks []access.Mask) (*Examination
 		return nil, fmt.Errorf("examine %s: %w", r.Access.Name, err)
 	}
 	return x, nil
+}
+
+// how says how the resource's own credential is proved.
+func (r Resource) how() string {
+	how := "by password (SCRAM-SHA-256 only)"
+	if r.Password == nil {
+		how = "by client certificate"
+	}
+	if r.TLS != nil {
+		how += " over TLS with a verified certificate"
+	} else {
+		how += " in the clear"
+	}
+	if r.Profile != "" {
+		how += "; each session has a role of its own in " + r.Profile
+	}
+	return how
+}
+
+// makerQuery is what making roles in a profile takes.
+const makerQuery = `
+SELECT m.rolsuper, m.rolcreaterole, p.oid IS NOT NULL,
+       COALESCE(pg_catalog.pg_has_role(m.oid, p.oid, 'MEMBER WITH ADMIN OPTION'), false), COALESCE(pg_catalog.pg_has_role(m.oid, p.oid, 'USAGE'), false)
+  FROM pg_catalog.pg_roles m LEFT JOIN pg_catalog.pg_roles p ON p.rolname OPERATOR(pg_catalog.=) $1::pg_catalog.name
+ WHERE m.rolname OPERATOR(pg_catalog.=) current_user`
+
+// examineMaker says whether the resource's own role can make roles in the
+// profile, and can do no more than that.
+func examineMaker(ctx context.Context, r Resource, x *Examination) error {
+	by, err := r.own(ctx)
+	if err != nil {
+		return err
+	}
+	config, err := targetConfig(r, by, map[string]string{"application_name": "chaperone doctor"})
+	if err != nil {
+		return err
+	}
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	var super, creates, exists, admin, inherits bool
+	if err := conn.QueryRow(ctx, makerQuery, r.Profile).Scan(&super, &creates, &exists, &admin, &inherits); err != nil {
+		return err
+	}
+	maker, profile := catalog.QuoteIdentifier(r.User), catalog.QuoteIdentifier(r.Profile)
+	for _, c := range []struct {
+		bad             bool
+		missing, remedy string
+	}{
+		{super, "the role that makes roles, " + r.User + ", is a superuser", "ALTER ROLE " + maker + " NOSUPERUSER CREATEROLE;"},
+		{!super && !creates, r.User + " may not make roles", "ALTER ROLE " + maker + " CREATEROLE;"},
+		{!exists, "there is no role " + r.Profile + " that sessions could have", "CREATE ROLE " + profile + " NOLOGIN;"},
+		{!admin, r.User + " may not give " + r.Profile + " to the roles that it makes", "GRANT " + profile + " TO " + maker + " WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;"},
+	} {
+		if c.bad {
+			x.Missing, x.Statements = append(x.Missing, c.missing), append(x.Statements, c.remedy)
+		}
+	}
+	if inherits && !super {
+		x.Risks = append(x.Risks, r.User+" has the rights of "+r.Profile+" itself, which making roles does not need")
+	}
+	if len(x.Missing) > 0 {
+		x.Statements = append(x.Statements, "-- what sessions may read is examined when they can have roles; run doctor again then.")
+	}
+	return nil
 }
 
 // grants finds what has to change.

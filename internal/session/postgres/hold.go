@@ -237,7 +237,7 @@ func (s *session) leaveOpen(ctx context.Context, id string) {
 // heldSettings are the settings that a grant is bound to, as the target has
 // them now.
 func (s *session) heldSettings(ctx context.Context, v *verdict) (map[string]string, *refusal, error) {
-	settings := map[string]string{"database": s.resource.Database, "role": s.resource.User}
+	settings := map[string]string{"database": s.resource.Database, "role": s.resource.Role()}
 	if s.failed() || s.skipping {
 		return nil, s.notHeld(v, access.ApprovalRequired, "this needs an approval, and the transaction has failed already", "roll back first"), nil
 	}
@@ -249,6 +249,9 @@ func (s *session) heldSettings(ctx context.Context, v *verdict) (map[string]stri
 		return nil, s.refuseUnavailable(v, "the gateway cannot read the settings of the session", errors.New("settings query failed")), nil
 	}
 	for _, row := range rows {
+		if len(row) == 2 && row[0] == "session_authorization" && s.resource.Profile != "" {
+			row[1] = "" // a role of this session alone
+		}
 		if len(row) == 2 {
 			settings["setting "+row[0]] = row[1]
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -143,7 +144,9 @@ func (s *session) judge(ctx context.Context, st *statement, id string, params []
 	if err := s.renewResource(); err != nil {
 		return nil, err
 	}
-	s.renewPrincipal()
+	if err := s.renewPrincipal(); err != nil {
+		return nil, err
+	}
 	v := &verdict{offset: st.offset, request: access.Request{
 		ID: id, Session: s.info.ID, Time: s.deps.Clock(), Principal: s.info.Principal, Resource: s.resource.Access,
 	}}
@@ -199,7 +202,7 @@ func (s *session) decide(ctx context.Context, st *statement, v *verdict, params 
 // does not outlive a change of its target.
 func (s *session) renewResource() error {
 	r, ok := s.deps.Resource(s.resource.Access.Name)
-	if ok && r.Address == s.resource.Address && r.Database == s.resource.Database && r.User == s.resource.User &&
+	if ok && r.Address == s.resource.Address && r.Database == s.resource.Database && r.User == s.resource.User && r.Profile == s.resource.Profile && maps.Equal(r.Claims, s.resource.Claims) &&
 		slices.Equal(r.searchPath(), s.resource.searchPath()) {
 		s.resource = r
 		return nil
@@ -276,6 +279,9 @@ func (s *session) applyDecision(ctx context.Context, st *statement, v *verdict) 
 	default:
 		return s.judgeRefused(v, &sql.Refusal{Reason: access.Unsupported,
 			Message: strings.TrimSpace(st.judged.Action.Command+" statements") + " are not supported"})
+	}
+	if r := s.keepsClaims(st, v); r != nil {
+		return r
 	}
 	if !s.mayGoOn(v) {
 		return refuse(s.outlived(v.request.ID, v.decision), "token expired")

@@ -48,6 +48,8 @@ type Config struct {
 	// RecordedResult bounds what is recorded of one statement's rows, in
 	// bytes; the rest is counted. Default 1 MiB.
 	RecordedResult int64
+	// Replica is in the names of the roles that are made for sessions.
+	Replica string
 }
 
 func (c Config) withDefaults() Config {
@@ -76,10 +78,17 @@ type Resource struct {
 	Database string
 	// TLS is how the target proves itself; nil sends the credential and all
 	// else in the clear.
-	TLS  *tls.Config
-	User string
-	// Password is asked for each time that the target is dialled.
+	TLS *tls.Config
+	// User logs in with Password, which is asked for each time that the target
+	// is dialled, or, when that is nil, with the certificate in TLS.
+	User     string
 	Password func(context.Context) (access.Secret, error)
+	// Profile is the role with whose rights sessions run, when it is not User:
+	// then User makes a role in it for each connection.
+	Profile string
+	// Claims are settings of the target, each with the attribute of the
+	// principal that is its value in a session (access.Principal.Attribute).
+	Claims map[string]string
 	// SearchPath is what unqualified names mean; default public.
 	SearchPath []string
 	// Unwalled accepts a role that may read masked columns.
@@ -181,6 +190,7 @@ type Service struct {
 	deps     Deps
 	metrics  *metrics
 	catalogs *catalogs
+	logins   logins
 	keys     *cancelKeys
 	pending  chan struct{} // unauthenticated connections
 	sources  *sources      // the same by where they come from
@@ -219,8 +229,9 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("postgres service: %w", err)
 	}
+	all := logins{newSessionRoles(cfg.Replica, deps.Clock, deps.Log)}
 	return &Service{
-		cfg: cfg, deps: deps, metrics: m, catalogs: newCatalogs(deps.Clock), keys: newCancelKeys(cfg.MaxSessions),
+		cfg: cfg, deps: deps, metrics: m, catalogs: newCatalogs(deps.Clock, all), logins: all, keys: newCancelKeys(cfg.MaxSessions),
 		sources: newSources(cfg.MaxWaitingPerSource),
 		pending: make(chan struct{}, cfg.MaxUnauthenticated), live: make(chan struct{}, cfg.MaxSessions),
 	}, nil
@@ -239,6 +250,7 @@ func (s *Service) Serve(ctx context.Context, l net.Listener) error {
 	unwatch := context.AfterFunc(asked, end)
 	defer unwatch()
 	var sessions sync.WaitGroup
+	defer s.logins.made.close()
 	defer s.catalogs.close()
 	defer sessions.Wait()
 	defer end()

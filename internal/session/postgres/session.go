@@ -137,7 +137,11 @@ func (c *connection) notOpened(start *startup, err error) error {
 func (s *session) prepare(ctx context.Context, start *startup) error {
 	dialCtx, cancel := context.WithTimeout(ctx, s.cfg.DialTimeout)
 	defer cancel()
-	up, err := dial(dialCtx, s.resource, start.settings, s.cfg.MaxRow)
+	settings, r := s.withClaims(start.settings)
+	if r != nil {
+		return &fatalError{r: r}
+	}
+	up, err := dial(dialCtx, s.logins, s.resource, settings, s.cfg.MaxRow)
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

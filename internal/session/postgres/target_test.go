@@ -25,6 +25,11 @@ import (
 // It counts the connections that got through the handshake.
 func secured(t *testing.T, addr string, cert tls.Certificate) (string, *atomic.Int32) {
 	t.Helper()
+	return securedBy(t, addr, &tls.Config{Certificates: []tls.Certificate{cert}})
+}
+
+func securedBy(t *testing.T, addr string, config *tls.Config) (string, *atomic.Int32) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +49,7 @@ func secured(t *testing.T, addr string, cert tls.Certificate) (string, *atomic.I
 					return
 				}
 				conn.Write([]byte{'S'})
-				client := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{cert}})
+				client := tls.Server(conn, config)
 				if client.Handshake() != nil {
 					return
 				}

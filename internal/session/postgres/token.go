@@ -13,10 +13,21 @@ import (
 
 // renewPrincipal takes over the principal of a fresh token: whose groups may be
 // others, and with them what is masked.
-func (s *session) renewPrincipal() {
-	if p, ok := s.deps.Sessions.Principal(s.info.ID); ok && p.Token.ID != s.info.Principal.Token.ID {
-		s.info.Principal, s.wallView = p, nil
+func (s *session) renewPrincipal() error {
+	p, ok := s.deps.Sessions.Principal(s.info.ID)
+	if !ok || p.Token.ID == s.info.Principal.Token.ID {
+		return nil
 	}
+	old := s.info.Principal
+	s.info.Principal, s.wallView = p, nil
+	for setting, attribute := range s.resource.Claims {
+		if p.Attribute(attribute) != old.Attribute(attribute) {
+			d := s.newDenial(access.SessionEnded, "the fresh token has another "+attribute+", which "+setting+" was set from")
+			d.Hint = "connect again"
+			return &fatalError{r: refuse(d, "claims changed")}
+		}
+	}
+	return nil
 }
 
 // tokenEnd is when the session's token expires, be it a fresh one.

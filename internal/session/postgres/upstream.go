@@ -19,9 +19,9 @@ import (
 // targetConfig then overwrites them.
 const baseDSN = "host=localhost port=5432 user=chaperone password=unused database=chaperone sslmode=disable target_session_attrs=any"
 
-// targetConfig is how a resource is dialled, with the credential in it. Nothing
+// targetConfig is how a resource is dialled by a login. Nothing
 // of the environment, of service files or of password files takes part.
-func targetConfig(ctx context.Context, r Resource, settings map[string]string) (*pgx.ConnConfig, error) {
+func targetConfig(r Resource, by *login, settings map[string]string) (*pgx.ConnConfig, error) {
 	host, portText, err := net.SplitHostPort(r.Address)
 	if err != nil {
 		return nil, fmt.Errorf("address of %s: %w", r.Access.Name, err)
@@ -34,10 +34,10 @@ func targetConfig(ctx context.Context, r Resource, settings map[string]string) (
 	if err != nil {
 		return nil, fmt.Errorf("dial configuration: %w", err)
 	}
-	config.Host, config.Port, config.Database, config.User = host, uint16(port), r.Database, r.User
+	config.Host, config.Port, config.Database, config.User = host, uint16(port), r.Database, by.user
 	config.TLSConfig, config.Fallbacks = r.TLS, nil
 	config.SSLNegotiation, config.SSLCertMode = "postgres", "allow"
-	config.RequireAuth, config.ChannelBinding = "scram-sha-256", "prefer"
+	config.RequireAuth, config.ChannelBinding = by.auth, "prefer"
 	config.MinProtocolVersion, config.MaxProtocolVersion = "3.0", "3.0"
 	config.KerberosSrvName, config.KerberosSpn, config.OAuthTokenProvider = "", "", nil
 	config.ConnectTimeout = 0
@@ -54,14 +54,7 @@ func targetConfig(ctx context.Context, r Resource, settings map[string]string) (
 	}
 	config.RuntimeParams = ownedSettings(r.searchPath())
 	maps.Copy(config.RuntimeParams, settings)
-	if r.Password == nil {
-		return nil, fmt.Errorf("%s has no credential", r.Access.Name)
-	}
-	password, err := r.Password(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("credential of %s: %w", r.Access.Name, err)
-	}
-	config.Password = password.Reveal()
+	config.Password = by.password.Reveal()
 	return config, nil
 }
 
@@ -82,6 +75,7 @@ type upstream struct {
 	r      *bufio.Reader
 	body   []byte
 	maxRow int
+	login  *login
 
 	mu         sync.Mutex
 	closed     bool          // nothing more is cancelled
@@ -93,20 +87,52 @@ type upstream struct {
 const cancelWithin = 5 * time.Second
 
 // dial opens the session's connection to the target.
-func dial(ctx context.Context, r Resource, settings map[string]string, maxRow int) (*upstream, error) {
-	config, err := targetConfig(ctx, r, settings)
+func dial(ctx context.Context, all logins, r Resource, settings map[string]string, maxRow int) (*upstream, error) {
+	by, err := all.take(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	pg, err := dialBy(ctx, r, by, settings)
+	if err != nil {
+		by.end()
+		return nil, fmt.Errorf("dial %s: %w", r.Access.Name, err)
+	}
+	return &upstream{login: by, pg: pg, conn: pg.Conn(), r: bufio.NewReaderSize(pg.Conn(), 32<<10), maxRow: maxRow}, nil
+}
+
+func dialBy(ctx context.Context, r Resource, by *login, settings map[string]string) (*pgconn.PgConn, error) {
+	config, err := targetConfig(r, by, settings)
 	if err != nil {
 		return nil, err
 	}
 	pg, err := pgconn.ConnectConfig(ctx, &config.Config)
 	if err != nil {
-		return nil, fmt.Errorf("dial %s: %w", r.Access.Name, err)
+		return nil, err
 	}
 	if err := pg.SyncConn(ctx); err != nil {
 		pg.Close(ctx)
-		return nil, fmt.Errorf("dial %s: %w", r.Access.Name, err)
+		return nil, err
 	}
-	return &upstream{pg: pg, conn: pg.Conn(), r: bufio.NewReaderSize(pg.Conn(), 32<<10), maxRow: maxRow}, nil
+	return pg, nil
+}
+
+// connectBeside opens a connection of the gateway's own beside the sessions'.
+// end goes with closing it.
+func connectBeside(ctx context.Context, all logins, r Resource, settings map[string]string) (conn *pgx.Conn, end func(), err error) {
+	by, err := all.take(ctx, r)
+	if err != nil {
+		return nil, nil, err
+	}
+	config, err := targetConfig(r, by, settings)
+	if err == nil {
+		config.DefaultQueryExecMode = pgx.QueryExecModeExec
+		conn, err = pgx.ConnectConfig(ctx, config)
+	}
+	if err != nil {
+		by.end()
+		return nil, nil, err
+	}
+	return conn, by.end, nil
 }
 
 // write sends whole messages.
@@ -188,6 +214,7 @@ func (u *upstream) close(running bool) {
 	u.conn.SetDeadline(time.Now().Add(farewell))
 	u.conn.Write([]byte{msgTerminate, 0, 0, 0, 4})
 	u.conn.Close()
+	u.login.end()
 }
 
 // lostTarget is the end of a session whose target is gone.
