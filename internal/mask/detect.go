@@ -227,6 +227,15 @@ func (s *sieve) feed(out, p []byte, last bool) []byte {
 	return out
 }
 
+// unwritten is how much of what was fed is neither written nor replaced yet.
+func (s *sieve) unwritten() int {
+	at := s.pos
+	if len(s.spans) > 0 {
+		at = min(at, s.spans[0].start)
+	}
+	return len(s.buf) - at
+}
+
 func (s *sieve) shift(cut int) {
 	s.pos -= cut
 	s.local -= cut
