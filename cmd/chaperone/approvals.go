@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -97,6 +99,8 @@ func writeCard(w io.Writer, a access.Approval) {
 		writeHTTP(w, req.Action.HTTP)
 	case req.Action.K8s != nil:
 		writeK8s(w, req.Action.K8s)
+	case req.Action.SSH != nil:
+		writeSSH(w, req.Action.SSH)
 	}
 	for _, answer := range a.Answers {
 		verb := "refused"
@@ -153,6 +157,34 @@ func writeK8s(w io.Writer, k *access.K8s) {
 	if k.BodyState == access.BodyWhole {
 		fmt.Fprintf(w, "content:\n%s\n", block(indentJSON(k.Body)))
 	}
+}
+
+func writeSSH(w io.Writer, s *access.SSHCall) {
+	fmt.Fprintf(w, "what:\t%s as %s\n", line(s.Shape()), line(s.User))
+	for _, why := range s.Unknown {
+		fmt.Fprintf(w, "NOT KNOWN:\t%s\n", line(why))
+	}
+	for _, why := range s.UnknownPaths {
+		fmt.Fprintf(w, "paths not known:\t%s\n", line(why))
+	}
+	for _, list := range []struct {
+		name  string
+		paths []string
+	}{{"reads", s.Reads}, {"writes", s.Writes}, {"removes", s.Removes}} {
+		for _, p := range list.paths {
+			fmt.Fprintf(w, "%s:\t%s\n", list.name, line(p))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Environment)) {
+		fmt.Fprintf(w, "environment:\t%s\n", line(name+"="+s.Environment[name]))
+	}
+	if s.Terminal {
+		fmt.Fprintf(w, "terminal:\tyes\n")
+	}
+	if s.Host != "" {
+		fmt.Fprintf(w, "forward:\t%s port %d\n", line(s.Host), s.Port)
+	}
+	fmt.Fprintf(w, "text:\n%s\n", block(s.Command))
 }
 
 func writeHTTP(w io.Writer, h *access.HTTPCall) {

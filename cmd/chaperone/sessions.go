@@ -7,6 +7,7 @@ import (
 	"iter"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -19,13 +20,14 @@ func sessionsCommand() *cobra.Command {
 	g := &gateway{}
 	c := &cobra.Command{
 		Use:   "sessions",
-		Short: "List, read, replay and end sessions",
+		Short: "List, read, replay, export and end sessions",
 		Example: `  chaperone sessions list
   chaperone sessions replay ses_… --speed 2
+  chaperone sessions export ses_… --format asciicast-v2
   chaperone sessions kill --user ada@example.com --cause "token stolen"`,
 	}
 	g.flags(c)
-	c.AddCommand(sessionsList(g), sessionsShow(g), sessionsReplay(g), sessionsKill(g))
+	c.AddCommand(sessionsList(g), sessionsShow(g), sessionsReplay(g), sessionsExport(g), sessionsKill(g))
 	return c
 }
 
@@ -76,15 +78,43 @@ func sessionsShow(g *gateway) *cobra.Command {
 }
 
 func sessionsReplay(g *gateway) *cobra.Command {
-	var speed float64
+	var options record.RenderOptions
 	c := &cobra.Command{Use: "replay ID", Short: "Replay a session as its client saw it", Args: cobra.ExactArgs(1),
+		Long: `replay shows a session with the pauses that there were. On a terminal it plays what the session
+showed on its own, without what would do more than draw; elsewhere it prints that as lines of text.`,
 		RunE: func(c *cobra.Command, args []string) error {
-			if speed < 0 {
-				return fmt.Errorf("%w: --speed must not be negative", errUsage)
+			if options.Speed < 0 || options.IdleLimit <= 0 {
+				return fmt.Errorf("%w: --speed must not be negative, and --idle-limit must be above 0", errUsage)
 			}
-			return replay(c, g, args[0], record.RenderOptions{Speed: speed})
+			options.Screens = isTerminal(c.OutOrStdout())
+			return replay(c, g, args[0], options)
 		}}
-	c.Flags().Float64Var(&speed, "speed", 1, "times real time; 0 does not wait")
+	c.Flags().Float64Var(&options.Speed, "speed", 1, "times real time; 0 does not wait")
+	c.Flags().DurationVar(&options.IdleLimit, "idle-limit", 3*time.Second, "the longest pause")
+	return c
+}
+
+func sessionsExport(g *gateway) *cobra.Command {
+	var format string
+	var cast record.Asciicast
+	c := &cobra.Command{Use: "export ID", Short: "Write what a session showed on a terminal as an asciicast",
+		Long: `export writes the recording of a terminal to standard output, for asciinema and other players.
+It holds what was shown, as it was recorded, and not what was typed.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			versions := map[string]int{"asciicast-v2": 2, "asciicast-v3": 3}
+			if cast.Version = versions[format]; cast.Version == 0 {
+				return fmt.Errorf("%w: --format is asciicast-v3 or asciicast-v2", errUsage)
+			}
+			body, err := g.do(c.Context(), http.MethodGet, eventsPath(args[0]), nil)
+			if err != nil {
+				return err
+			}
+			defer body.Close()
+			return cast.Write(c.OutOrStdout(), decodeEvents(body))
+		}}
+	c.Flags().StringVar(&format, "format", "asciicast-v3", "asciicast-v3 or asciicast-v2")
+	c.Flags().StringVar(&cast.Request, "request", "", "the act whose terminal it is (req_…); the first that has one when left out")
 	return c
 }
 

@@ -1,6 +1,10 @@
 package access
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
 
 // The acts of an SSHCall.
 const (
@@ -75,4 +79,39 @@ func ProgramsOf(commands [][]string) []string {
 	}
 	slices.Sort(programs)
 	return slices.Compact(programs)
+}
+
+// String names the act in a few words: "exec of uptime", "sftp read of /srv/a".
+func (s *SSHCall) String() string {
+	paths := s.Paths()
+	switch {
+	case s.Act == ActShell:
+		return "a shell"
+	case s.Command != "" && s.Act != ActSFTP:
+		return s.Act + " of " + s.Command
+	case len(paths) > 0:
+		return strings.TrimSpace(s.Act+" "+s.Operation) + " of " + strings.Join(paths, ", ")
+	case s.Act == ActForward:
+		return fmt.Sprintf("%s %s to %s:%d", s.Act, s.Operation, s.Host, s.Port)
+	}
+	return strings.TrimSpace(s.Act + " " + s.Operation)
+}
+
+// Shape names the act without any value: "exec: grep, sudo", "sftp read".
+func (s *SSHCall) Shape() string {
+	shape := strings.TrimSpace(s.Act + " " + s.Operation)
+	if s.Act == ActExec && len(s.Programs) > 0 {
+		shape += ": " + strings.Join(s.Programs, ", ")
+	}
+	if len(s.Unknown) > 0 {
+		shape += " (partly unknown)"
+	}
+	return shape
+}
+
+// Paths lists what is read, written or removed, sorted, each once.
+func (s *SSHCall) Paths() []string {
+	all := slices.Concat(s.Reads, s.Writes, s.Removes)
+	slices.Sort(all)
+	return slices.Compact(all)
 }

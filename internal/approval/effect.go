@@ -26,6 +26,8 @@ func Effect(a access.Action) string {
 		}
 	case a.K8s != nil:
 		text = k8sEffect(a.K8s)
+	case a.SSH != nil:
+		text = a.SSH.Shape()
 	}
 	return line(text)
 }

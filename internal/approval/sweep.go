@@ -166,7 +166,7 @@ func (s *Service) tidy(ctx context.Context) error {
 		if e.final() {
 			slim := *e
 			action := &slim.Approval.Ask.Request.Action
-			action.HTTP, action.K8s, action.SQL = nil, nil, nil // bodies are large; only names are needed here
+			action.HTTP, action.K8s, action.SQL, action.SSH = nil, nil, nil, nil // bodies are large; only names are needed here
 			ended = append(ended, old{&slim, e.Ended})
 		}
 	})

@@ -91,6 +91,8 @@ func (s Webhook) told(e *entry, as access.ApprovalState, now time.Time) Told {
 		t.Text = r.Action.HTTP.Method + " " + r.Action.HTTP.Path
 	case r.Action.K8s != nil:
 		t.Text = line(r.Action.K8s.String())
+	case r.Action.SSH != nil:
+		t.Text = line(r.Action.SSH.String())
 	}
 	return t
 }

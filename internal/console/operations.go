@@ -72,6 +72,8 @@ func what(a access.Action) string {
 		return a.HTTP.Method + " " + a.HTTP.Path
 	case a.K8s != nil:
 		return a.K8s.String()
+	case a.SSH != nil:
+		return a.SSH.Shape()
 	}
 	return ""
 }

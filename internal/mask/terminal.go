@@ -1,11 +1,12 @@
 package mask
 
-import "bytes"
+import (
+	"bytes"
 
-const (
-	maxControl = 4 << 10  // bytes of one control sequence; what is longer is text
-	maxQueued  = 16 << 10 // bytes of control sequences that wait; more are left out
+	"chaperone.dev/chaperone/internal/vt"
 )
+
+const maxQueued = 16 << 10 // bytes of control sequences that wait; more are left out
 
 // A Terminal masks what a terminal shows. It is a Stream that sees through
 // control sequences: a key of which a part is coloured is still a key. What
@@ -15,17 +16,16 @@ const (
 // A sequence keeps its place, unless it stands within what is replaced, or the
 // end of what has arrived might be the beginning of that: then it follows.
 type Terminal struct {
-	sieve   sieve
-	masker  *detectors
-	control []byte // a sequence that is not whole yet
-	state   escapeState
-	waiting []waiting // sequences behind text that is held back
-	queued  int
-	fed     int64 // bytes of text given to the sieve
-	shown   int64 // of those, how many are written or replaced
-	out     []byte
-	text    []byte
-	masked  int64 // within control strings
+	sieve    sieve
+	masker   *detectors
+	splitter vt.Splitter
+	waiting  []waiting // sequences behind text that is held back
+	queued   int
+	fed      int64 // bytes of text given to the sieve
+	shown    int64 // of those, how many are written or replaced
+	out      []byte
+	text     []byte
+	masked   int64 // within control strings
 }
 
 // A waiting sequence stands before the byte of text with this number.
@@ -33,17 +33,6 @@ type waiting struct {
 	at       int64
 	sequence []byte
 }
-
-type escapeState uint8
-
-const (
-	ground       escapeState = iota
-	escaped                  // after ESC
-	intermediate             // ESC and bytes 0x20 to 0x2f
-	csi                      // ESC [
-	controlText              // ESC ] and its like, to BEL or ESC \
-	controlEnd               // ESC in such a text
-)
 
 // NewTerminal returns a Writer for the output of a terminal.
 func (m *Masker) NewTerminal() *Terminal {
@@ -73,95 +62,39 @@ func (t *Terminal) Write(p []byte) ([]byte, error) {
 // Close says that the output is over and returns what was held.
 func (t *Terminal) Close() ([]byte, error) {
 	t.out, t.text = t.out[:0], t.text[:0]
-	t.end()
+	t.sequence(t.splitter.Rest())
 	t.feed(true)
 	return t.out, nil
 }
 
-// take adds one byte to the text or to a control sequence.
+// take adds one byte to the text, or what it makes whole to the sequences.
 func (t *Terminal) take(c byte) {
-	if t.state == ground {
-		switch {
-		case c == 0x1b:
-			t.control, t.state = append(t.control[:0], c), escaped
-		case isControl(c):
-			t.control = append(t.control[:0], c)
-			t.end()
-		default:
-			t.text = append(t.text, c)
-			if len(t.waiting) > 0 {
-				t.feed(false) // so that what waits goes out at its place
-			}
-		}
+	text, sequence := t.splitter.Next(c)
+	t.sequence(sequence)
+	if !text {
 		return
 	}
-	if c == 0x18 || c == 0x1a { // CAN and SUB break a sequence off
-		t.control = append(t.control, c)
-		t.end()
-		return
-	}
-	if c == 0x1b && t.state != controlText && t.state != controlEnd { // another begins
-		t.end()
-		t.control, t.state = append(t.control[:0], c), escaped
-		return
-	}
-	t.control = append(t.control, c)
-	t.state = t.state.after(c)
-	if t.state == ground || len(t.control) > maxControl {
-		t.end()
+	t.text = append(t.text, c)
+	if len(t.waiting) > 0 {
+		t.feed(false) // so that what waits goes out at its place
 	}
 }
 
-// isControl lists what a terminal acts on by itself, and does not move on by in
-// the text: not tabs and ends of lines, which part words.
-func isControl(c byte) bool { return c < 0x20 && c != '\t' && c != '\n' && c != '\r' || c == 0x7f }
-
-// after is the state after one more byte of a sequence (ECMA-48, section 5.3 to
-// 5.6); ground when it is whole.
-func (s escapeState) after(c byte) escapeState {
-	switch s {
-	case escaped:
-		switch {
-		case c == '[':
-			return csi
-		case c == ']' || c == 'P' || c == 'X' || c == '^' || c == '_':
-			return controlText
-		case c >= 0x20 && c <= 0x2f:
-			return intermediate
-		}
-	case intermediate:
-		if c >= 0x20 && c <= 0x2f {
-			return intermediate
-		}
-	case csi:
-		if c < 0x40 || c > 0x7e {
-			return csi
-		}
-	case controlText, controlEnd:
-		switch {
-		case c == 0x1b:
-			return controlEnd
-		case c == 0x07, c == '\\' && s == controlEnd:
-			return ground
-		}
-		return controlText
-	}
-	return ground
-}
-
-// end queues the sequence that is whole, or that nothing completes.
-func (t *Terminal) end() {
-	if len(t.control) == 0 {
-		t.state = ground
+// sequence gives one out, or queues it behind text that is held back.
+func (t *Terminal) sequence(sequence []byte) {
+	if len(sequence) == 0 {
 		return
 	}
-	sequence := bytes.Clone(t.control)
+	if len(sequence) >= vt.MaxSequence { // its end is to come, as text
+		t.text = append(t.text, sequence...)
+		return
+	}
+	sequence = bytes.Clone(sequence)
 	// What holds more than numbers may hold a secret.
 	if s := newSieve(t.masker); len(sequence) > 2 {
 		sequence = s.feed(nil, sequence, true)
 		t.masked += s.masked
 	}
-	t.control, t.state = t.control[:0], ground
 	t.feed(false)
 	switch {
 	case t.shown == t.fed && len(t.waiting) == 0:

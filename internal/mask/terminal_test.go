@@ -26,7 +26,8 @@ func TestTerminal(t *testing.T) {
 		"broken off":            {"\x1b[3\x18a\x1b[3\x1b[0mb", "\x1b[3\x18a\x1b[3\x1b[0mb"},
 		"two bytes":             {"\x1b(B\x1b=\x1b7x\x1b8", "\x1b(B\x1b=\x1b7x\x1b8"},
 		"not UTF-8":             {"\xff\xfe " + key + "\xff", "\xff\xfe ***\xff"},
-		"a bell":                {"a\x07b\b \b", "a\x07b\b \b"},
+		"a key at the end of what a title may hold": {"\x1b]0;" + strings.Repeat("-", 4096-4-7) + " " + key + " \x07", "\x1b]0;" + strings.Repeat("-", 4096-4-7) + " *** \x07"},
+		"a bell": {"a\x07b\b \b", "a\x07b\b \b"},
 	} {
 		got, err := everySplit(t, func() mask.Writer { return m.NewTerminal() }, []byte(c.in))
 		if err != nil || got != c.want {

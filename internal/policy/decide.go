@@ -185,7 +185,7 @@ func describe(req *access.Request) string {
 	case a.HTTP != nil:
 		what = a.HTTP.Method + " " + shortened(a.HTTP.Path)
 	case a.SSH != nil:
-		what = describeSSH(a.SSH)
+		what = shortened(a.SSH.String())
 	case a.K8s != nil:
 		what = shortened(a.K8s.String())
 	}

@@ -58,7 +58,7 @@ func sshType(strs *cel.Type) *objectType {
 			}
 			return box.list(s.Programs)
 		}),
-		paths("paths", "paths that it reads, writes or removes", allPaths),
+		paths("paths", "paths that it reads, writes or removes", (*access.SSHCall).Paths),
 		paths("reads", "paths that it reads", func(s *access.SSHCall) []string { return s.Reads }),
 		paths("writes", "paths that it makes or changes", func(s *access.SSHCall) []string { return s.Writes }),
 		paths("removes", "paths that it removes", func(s *access.SSHCall) []string { return s.Removes }),
@@ -94,15 +94,9 @@ func commandsOf(s *access.SSHCall, box boxer) any {
 	return types.NewRefValList(box.adapter, boxed)
 }
 
-func allPaths(s *access.SSHCall) []string {
-	all := slices.Concat(s.Reads, s.Writes, s.Removes)
-	slices.Sort(all)
-	return slices.Compact(all)
-}
-
 func isSmallSSH(s *access.SSHCall) bool {
 	if len(s.Command) > smallText || len(s.Commands) > smallList || len(s.Environment) > smallList ||
-		!areSmall([]string{s.Act, s.User, s.Operation, s.Host}, s.Programs, allPaths(s), s.Unknown, s.UnknownPaths) || !areSmall(s.Commands...) {
+		!areSmall([]string{s.Act, s.User, s.Operation, s.Host}, s.Programs, s.Paths(), s.Unknown, s.UnknownPaths) || !areSmall(s.Commands...) {
 		return false
 	}
 	for name, value := range s.Environment {
@@ -111,21 +105,6 @@ func isSmallSSH(s *access.SSHCall) bool {
 		}
 	}
 	return true
-}
-
-// describeSSH names the act in a few words.
-func describeSSH(s *access.SSHCall) string {
-	switch {
-	case s.Act == access.ActShell:
-		return "a shell"
-	case s.Command != "" && s.Act != access.ActSFTP:
-		return s.Act + " of " + shortened(s.Command)
-	case len(allPaths(s)) > 0:
-		return strings.TrimSpace(s.Act+" "+s.Operation) + " of " + shortened(strings.Join(allPaths(s), ", "))
-	case s.Host != "":
-		return fmt.Sprintf("%s %s to %s:%d", s.Act, s.Operation, shortened(s.Host), s.Port)
-	}
-	return strings.TrimSpace(s.Act + " " + s.Operation)
 }
 
 func whyUnknownSSH(s *access.SSHCall) string {

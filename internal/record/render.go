@@ -20,11 +20,16 @@ import (
 type RenderOptions struct {
 	Colour bool
 	// Speed replays with the pauses that there were, divided by Speed and none
-	// longer than maxPause; 0 shows everything at once.
+	// longer than IdleLimit; 0 shows everything at once.
 	Speed float64
+	// IdleLimit is the longest pause; 0 is 3 s.
+	IdleLimit time.Duration
+	// Screens says that w is a terminal, on which what sessions showed on theirs
+	// may be drawn, as far as a Screen lets it. Else it is shown as lines of text.
+	Screens bool
 }
 
-const maxPause = 3 * time.Second
+const defaultIdleLimit = 3 * time.Second
 
 // RenderEvents writes events to w as text for a person: statements and calls,
 // what was decided and why, rows as tables, bodies, errors. Whatever came from
@@ -32,13 +37,16 @@ const maxPause = 3 * time.Second
 // neither act on the terminal nor pass for chaperone's own words. It stops at
 // the first error of events, of w or of ctx.
 func RenderEvents(ctx context.Context, w io.Writer, events iter.Seq2[access.Event, error], opts RenderOptions) error {
-	r := &renderer{colour: opts.Colour}
+	r := &renderer{colour: opts.Colour, screens: opts.Screens}
+	if opts.IdleLimit <= 0 {
+		opts.IdleLimit = defaultIdleLimit
+	}
 	var before time.Time
 	for ev, err := range events {
 		if err != nil {
 			return err
 		}
-		if err := pause(ctx, before, ev.Time, opts.Speed); err != nil {
+		if err := pause(ctx, before, ev.Time, opts); err != nil {
 			return err
 		}
 		before = ev.Time
@@ -47,18 +55,22 @@ func RenderEvents(ctx context.Context, w io.Writer, events iter.Seq2[access.Even
 			return fmt.Errorf("render: %w", err)
 		}
 	}
+	r.leaveScreen()
+	if _, err := r.out.WriteTo(w); err != nil {
+		return fmt.Errorf("render: %w", err)
+	}
 	return nil
 }
 
 // pause waits as long as there was between two events.
-func pause(ctx context.Context, before, now time.Time, speed float64) error {
+func pause(ctx context.Context, before, now time.Time, opts RenderOptions) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	if speed <= 0 || before.IsZero() || !now.After(before) {
+	if opts.Speed <= 0 || before.IsZero() || !now.After(before) {
 		return nil
 	}
-	gap := min(float64(now.Sub(before))/speed, float64(maxPause))
+	gap := min(float64(now.Sub(before))/opts.Speed, float64(opts.IdleLimit))
 	timer := time.NewTimer(time.Duration(gap))
 	defer timer.Stop()
 	select {
@@ -76,6 +88,12 @@ type renderer struct {
 	request string // the one that is being shown
 	text    string // what it asked
 	table   table  // of the result that is being shown
+
+	screens  bool
+	displays map[string]*display // of the requests with a terminal
+	display  *display            // of the request that is being shown; nil: it has none
+	drawn    bool                // on the screen, which is not restored yet
+	streamed string              // the stream that is being shown
 }
 
 const (
@@ -118,6 +136,9 @@ func (r *renderer) bar(s string) {
 
 func (r *renderer) event(ev access.Event) {
 	r.turnTo(ev)
+	if ev.Stream == nil {
+		r.leaveScreen()
+	}
 	switch {
 	case ev.Opened != nil:
 		r.opened(ev.Opened.Session)
@@ -135,6 +156,8 @@ func (r *renderer) event(ev access.Event) {
 		r.rows(ev.Rows)
 	case ev.Body != nil:
 		r.body(ev.Body)
+	case ev.Stream != nil:
+		r.stream(ev.Stream)
 	case ev.Ended != nil:
 		r.ended(ev.Ended)
 	case ev.Notice != nil:
@@ -151,7 +174,9 @@ func (r *renderer) turnTo(ev access.Event) {
 	if ev.Request == r.request {
 		return
 	}
-	r.request, r.text, r.table = ev.Request, "", table{}
+	r.leaveScreen()
+	r.request, r.text, r.table, r.streamed = ev.Request, "", table{}, ""
+	r.display = r.displays[ev.Request]
 	if ev.Request != "" {
 		r.out.WriteString("\n" + stamp(ev.Time) + " " + r.paint(bold, Visible(ev.Request)) + "\n")
 	}
@@ -223,6 +248,8 @@ func (r *renderer) action(a access.Action) {
 	case a.K8s != nil:
 		r.text = a.K8s.String()
 		r.k8s(a.K8s)
+	case a.SSH != nil:
+		r.ssh(a.SSH)
 	}
 }
 
@@ -369,6 +396,9 @@ func (r *renderer) ended(e *access.Ended) {
 	if len(parts) > 0 {
 		r.line("  %s", strings.Join(parts, ", "))
 	}
+	r.sums(e.Streams)
+	delete(r.displays, r.request)
+	r.display = nil
 	if e.Error != "" {
 		r.out.WriteString("  " + r.paint(red, "error") + "\n")
 		r.foreign(e.Error)

@@ -9,6 +9,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -110,6 +111,8 @@ func TestRenderGolden(t *testing.T) {
 		"sql":        {sqlSession(), RenderOptions{}},
 		"sql-colour": {sqlSession(), RenderOptions{Colour: true}},
 		"http":       {httpSession(), RenderOptions{}},
+		"ssh":        {sshSession(), RenderOptions{}},
+		"ssh-screen": {sshSession(), RenderOptions{Screens: true}},
 	} {
 		var b bytes.Buffer
 		if err := RenderEvents(t.Context(), &b, each(c.evs...), c.opts); err != nil {
@@ -134,8 +137,7 @@ const nasty = "\x1b[2J\x1b]0;owned\x07\r\x9b31m\u009b\u202eevil\u2066\u200b\u202
 // act on it, and no line of it passes for one of chaperone's.
 func TestRenderIsInert(t *testing.T) {
 	t.Parallel()
-	sql, call := sqlSession(), httpSession()
-	evs := append(sql, call...)
+	evs := slices.Concat(sqlSession(), httpSession(), sshSession())
 	b, err := json.Marshal(evs)
 	if err != nil {
 		t.Fatal(err)
@@ -224,11 +226,13 @@ func TestRenderPauses(t *testing.T) {
 	evs := []access.Event{closed("s", noon), closed("s", noon.Add(time.Second)), closed("s", noon.Add(time.Hour)), closed("s", noon)}
 	for _, c := range []struct {
 		speed float64
+		limit time.Duration
 		want  time.Duration
-	}{{0, 0}, {1, 4 * time.Second}, {2, 3500 * time.Millisecond}, {1e6, time.Microsecond + 3599*time.Microsecond}} {
+	}{{0, 0, 0}, {1, 0, 4 * time.Second}, {2, 0, 3500 * time.Millisecond}, {1e6, 0, time.Microsecond + 3599*time.Microsecond},
+		{1, 10 * time.Second, 11 * time.Second}, {2, 24 * time.Hour, 30 * time.Minute}, {1, 100 * time.Millisecond, 200 * time.Millisecond}} {
 		synctest.Test(t, func(t *testing.T) {
 			start := time.Now()
-			if err := RenderEvents(t.Context(), &bytes.Buffer{}, each(evs...), RenderOptions{Speed: c.speed}); err != nil {
+			if err := RenderEvents(t.Context(), &bytes.Buffer{}, each(evs...), RenderOptions{Speed: c.speed, IdleLimit: c.limit}); err != nil {
 				t.Fatal(err)
 			}
 			if got := time.Since(start); got != c.want {
