@@ -122,7 +122,7 @@ func start(ctx context.Context, o demo.Options) (*demo.Site, error) {
 }
 
 // own starts a Site of the test's own, for tests that break something.
-func own(t *testing.T, o demo.Options) *demo.Site {
+func own(t testing.TB, o demo.Options) *demo.Site {
 	t.Helper()
 	s, err := start(t.Context(), o)
 	if err != nil {

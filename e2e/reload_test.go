@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -151,7 +150,7 @@ func TestReplicasAreSeen(t *testing.T) {
 		return strings.Replace(text, "store: {embedded: {dir: data}}", "store: {key: data/store.key, redis: {url: {file: "+url+"}}}", 1)
 	}})
 	alan := person(t, s, demo.Alan)
-	second := secondReplica(t, s)
+	second := replica(t, s, "second")
 	eventually(t, func() error {
 		l, err := liveOf(t, s, alan)
 		if len(l.Replicas) != 2 || err == nil { // the second has another configuration
@@ -172,39 +171,4 @@ func TestReplicasAreSeen(t *testing.T) {
 		}
 		return err
 	})
-}
-
-// secondReplica starts serve with the site's configuration, but with sockets,
-// recordings and metrics of its own.
-func secondReplica(t *testing.T, s *demo.Site) *exec.Cmd {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(s.Dir, "chaperone.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	edited := strings.NewReplacer("recording: {dir: data/recordings", "sockets: run2\nrecording: {dir: data/second",
-		"metrics: 127.0.0.1:"+strconv.Itoa(s.MetricsPort), "log: info").Replace(string(text))
-	file := filepath.Join(s.Dir, "second.yaml")
-	if err := os.WriteFile(file, []byte(edited), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	log, err := os.Create(filepath.Join(s.Dir, "second.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	cmd := exec.Command(program, "serve", "--config", file)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-		if t.Failed() {
-			b, err := os.ReadFile(log.Name())
-			t.Logf("the second replica's log: %s %v", b, err)
-		}
-	})
-	return cmd
 }

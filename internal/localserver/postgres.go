@@ -99,7 +99,7 @@ func StartPostgres(ctx context.Context, dir, version string) (*Postgres, error) 
 	cmd := exec.Command(filepath.Join(bin, "postgres"), "-D", filepath.Join(dir, "pgdata"),
 		"-p", strconv.Itoa(pg.Port), "-h", "127.0.0.1", "-k", "",
 		"-c", "log_statement=all", "-c", "log_min_messages=log", "-c", "password_encryption=scram-sha-256",
-		"-c", "shared_buffers=32MB", "-c", "max_connections=200")
+		"-c", "shared_buffers=32MB", "-c", "max_connections=1200")
 	cmd.SysProcAttr, cmd.Env = attr, append(os.Environ(), "LC_ALL=C")
 	cmd.Dir = dir
 	if pg.proc, err = start(cmd, pg.log); err != nil {
