@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -90,7 +91,7 @@ func withMesh(text string) string {
       spiffe:
         trust_domain: mesh.test
         bundle: {file: mesh.pem}
-        ids: [{path: "/ns/{workflow}/sa/{subagent}", groups: [orders-agents]}, {path: "/guest/{subagent}"}]
+        ids: [{path: "/ns/{workflow}/sa/{subagent}", groups: [orders-agents]}, {path: "/guest/{subagent}"}, {path: "/person/{user}", groups: [orders-agents]}]
 `, 1)
 }
 
@@ -133,18 +134,26 @@ func ask(t *testing.T, client *http.Client, method, address, token, body string,
 // open connects to orders with a password and a certificate, by classic TLS.
 func open(t *testing.T, s *demo.Site, password string, cert ...tls.Certificate) error {
 	t.Helper()
+	conn, err := connectCertified(t, s, password, cert...)
+	if err != nil {
+		return err
+	}
+	_, err = read(t.Context(), conn, "select count(*) from orders")
+	return err
+}
+
+func connectCertified(t *testing.T, s *demo.Site, password string, cert ...tls.Certificate) (*pgx.Conn, error) {
+	t.Helper()
 	config, err := pgx.ParseConfig(s.DSN(password))
 	if err != nil {
 		t.Fatal(err)
 	}
 	config.TLSConfig.Certificates = cert
 	conn, err := pgx.ConnectConfig(t.Context(), config)
-	if err != nil {
-		return err
+	if err == nil {
+		t.Cleanup(func() { conn.Close(context.Background()) })
 	}
-	defer conn.Close(t.Context())
-	_, err = read(t.Context(), conn, "select count(*) from orders")
-	return err
+	return conn, err
 }
 
 func unauthenticated(err error) bool {

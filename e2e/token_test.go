@@ -286,3 +286,33 @@ func expiry(t *testing.T, tok string) time.Time {
 	}
 	return time.Unix(claims.Exp, 0)
 }
+
+// TestProviderEvent: the documented hook, as a provider's listener calls it.
+func TestProviderEvent(t *testing.T) {
+	t.Parallel()
+	s := site(t)
+	hedy := mesh().issue(t, "spiffe://mesh.test/person/hedy")
+	conn, err := connectCertified(t, s, "certificate", hedy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hook := func(tok string) *http.Response {
+		return request(t, s, "POST", "/api/v1/kill", tok, `{"user": "hedy", "cause": "suspended at the provider"}`, "Content-Type", "application/json")
+	}
+	// The control: whoever is no operator ends nothing.
+	if res := hook(token(t, s, demo.Ada)); res.StatusCode != http.StatusForbidden {
+		t.Errorf("a subagent calls the hook: %s", res.Status)
+	}
+	if _, err := read(t.Context(), conn, "select 1"); err != nil {
+		t.Fatal(err)
+	}
+	if res := hook(person(t, s, demo.Alan)); res.StatusCode != http.StatusOK {
+		t.Errorf("the hook: %s", res.Status)
+	}
+	if _, err := read(t.Context(), conn, "select 1"); err == nil {
+		t.Error("the session goes on")
+	}
+	if err := open(t, s, "certificate", hedy); !unauthenticated(err) {
+		t.Errorf("the certificate still opens a session: %v", err)
+	}
+}

@@ -23,9 +23,11 @@ func TestTraces(t *testing.T) {
 	s := own(t, demo.Options{OTLP: jaeger.OTLP})
 	ada, grace := token(t, s, demo.Ada), person(t, s, demo.Grace)
 
+	// The POST is an agent's to which Ada's token was handed on.
+	delegated := exchanged(t, s, ada, token(t, s, demo.Reporter), "audience", "billing")
 	posted := make(chan int, 1)
 	go func() {
-		res := request(t, s, "POST", "/http/billing/refunds", ada, `{"order": 1}`, "Content-Type", "application/json")
+		res := request(t, s, "POST", "/http/billing/refunds", delegated, `{"order": 1}`, "Content-Type", "application/json")
 		posted <- res.StatusCode
 	}()
 	post := pending(t, s, grace)
@@ -60,7 +62,8 @@ func oneTrace(traces map[string][]localserver.Span, id string) error {
 			case sp.Operation == "hold" && sp.Tag("chaperone.approval") == id:
 				hold = true
 			case sp.Tag("chaperone.request") == id && sp.Tag("chaperone.rule") == "billing-agents/refund" &&
-				sp.Tag("chaperone.resource") == "billing" && sp.Tag("chaperone.session") != "" && sp.Tag("chaperone.user") == demo.Ada:
+				sp.Tag("chaperone.resource") == "billing" && sp.Tag("chaperone.session") != "" && sp.Tag("chaperone.user") == demo.Ada &&
+				sp.Tag("chaperone.chain") == "agent":
 				decision = true
 			default:
 				others++

@@ -339,7 +339,7 @@ func newVerifier(cfg *config.Config, log *slog.Logger, metrics prometheus.Regist
 		}
 		c.Issuers = append(c.Issuers, identity.Issuer{
 			Name: is.Name, URL: is.OIDC.Issuer, JWKSURL: is.OIDC.JWKS, Audiences: is.OIDC.Audiences, Algorithms: is.OIDC.Algorithms,
-			Skew: *is.Skew, KeyAge: cfg.Identity.KeyAge, CA: is.OIDC.CA.Bytes(),
+			Skew: *is.Skew, KeyAge: cfg.Identity.KeyAge, CA: is.OIDC.CA.Bytes(), MaxLife: cfg.Identity.Life,
 			Claims: identity.Claims(is.Claims),
 		})
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -77,6 +78,13 @@ func (s *server) directory(cfg *config.Config) directory.Config {
 				all = append(all, r.Access())
 			}
 			return all
+		},
+		PublicURL: func() *url.URL {
+			u, err := url.Parse(s.current.revision.Load().config.Listen.Public)
+			if err != nil { // validated
+				return &url.URL{}
+			}
+			return u
 		},
 		PostgresPort: func() int { return portOf(s.current.revision.Load().config.Listen.Postgres) },
 		SSHPort:      func() int { return portOf(s.current.revision.Load().config.Listen.SSH) },

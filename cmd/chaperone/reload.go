@@ -126,7 +126,7 @@ func (r *reloader) restartNeeded(next *config.Config) error {
 		"store": {r.start.Store, next.Store}, "recording": {r.start.Recording, next.Recording},
 		"telemetry": {r.start.Telemetry, next.Telemetry}, "sockets": {r.start.Sockets, next.Sockets},
 		"approvals": {r.start.Approvals, next.Approvals}, "parsers": {r.start.Parsers, next.Parsers},
-		"tokens": {r.start.Tokens, next.Tokens}, "ssh.keys": {r.start.SSH.Keys, next.SSH.Keys},
+		"tokens": {r.start.Tokens, next.Tokens}, "identity.token_life": {r.start.Identity.Life, next.Identity.Life}, "ssh.keys": {r.start.SSH.Keys, next.SSH.Keys},
 		"whether listen.ssh is set": {r.start.Listen.SSH != "", next.Listen.SSH != ""},
 	} {
 		if !reflect.DeepEqual(pair[0], pair[1]) {

@@ -31,7 +31,8 @@ func (s *server) lifecycles(cfg *config.Config, replica string) (err error) {
 	if err != nil {
 		return err
 	}
-	s.sessions, err = session.New(session.Config{Store: s.store, Replica: replica, Logger: s.log, Registerer: s.metrics})
+	s.sessions, err = session.New(session.Config{Store: s.store, Replica: replica, Logger: s.log, Registerer: s.metrics,
+		TokenLife: cfg.Identity.Life + identity.MaxSkew})
 	if err != nil {
 		return err
 	}

@@ -45,6 +45,7 @@ type Listen struct {
 	Postgres string `yaml:"postgres" doc:"host:port of the PostgreSQL listener; empty for none"`
 	SSH      string `yaml:"ssh" doc:"host:port of the SSH listener; empty for none"`
 	TLS      TLS    `yaml:"tls" doc:"the gateway's certificate"`
+	Public   string `yaml:"public_url" doc:"https URL at which clients reach the gateway; default tokens.issuer, else the first name in its certificate with the port of https"`
 
 	WaitingPerAddress *int `yaml:"waiting_per_address" doc:"PostgreSQL connections, and as many of SSH, of one client address that may wait to authenticate, 1 to 256; default 32"`
 }
@@ -64,6 +65,7 @@ type SSHGateway struct {
 // Identity lists the issuers whose tokens are accepted.
 type Identity struct {
 	Skew    *time.Duration `yaml:"skew" doc:"clock difference allowed, 60s at most; default 30s"`
+	Life    time.Duration  `yaml:"token_life" doc:"longest life of a provider's token, and so how long a revocation lasts, 168h at most; default 24h. A change needs a restart"`
 	KeyAge  time.Duration  `yaml:"key_age" doc:"how long known keys serve while a provider is down; default 1h"`
 	Issuers []Issuer       `yaml:"issuers" doc:"the providers"`
 }

@@ -54,7 +54,7 @@ func folder(t *testing.T, text string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"gw.internal"}}
 	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -94,6 +94,8 @@ func TestLoadCompletesTheConfig(t *testing.T) {
 		"database":     {c.Resources[0].Postgres.Database, "orders"},
 		"target TLS":   {c.Resources[0].Postgres.TLS.Mode, "verify-full"},
 		"user claim":   {c.Identity.Issuers[0].Claims.User, "email"},
+		"public URL":   {c.Listen.Public, "https://gw.internal:8443"},
+		"token life":   {c.Identity.Life.String(), "24h0m0s"},
 		"skew":         {c.Identity.Issuers[0].Skew.String(), "30s"},
 		"wait":         {c.Approvals.Wait.String(), "5m0s"},
 		"secret":       {c.Resources[0].Postgres.Credential.Password.Secret().Reveal(), "hunter2"},
@@ -143,6 +145,34 @@ func TestLoadRefusesWithTheReason(t *testing.T) {
 		"a profile of its own":   {"{user: app,", "{user: app, profile: app,", "must be another role"},
 		"a server's setting":     {"postgres: {credential", "postgres: {settings: {search_path: user}, credential", "must be a setting of your own"},
 		"a claim that is none":   {"postgres: {credential", "postgres: {settings: {app.tenant: tenant}, credential", "must be one of issuer, subject"},
+		"secret in the file":     {"{file: secret}}}\n  - name: billing", "hunter2}}\n  - name: billing", "a secret itself never stands in this file"},
+		"missing secret file":    {"password: {file: secret}", "password: {file: nowhere}", "postgres.credential.password: cannot be read"},
+		"empty secret file":      {"password: {file: secret}", "password: {file: empty}", "is empty"},
+		"unset environment":      {"password: {file: secret}", "password: {env: CHAPERONE_TEST_UNSET}", "CHAPERONE_TEST_UNSET is not set"},
+		"no issuer":              {"    - name: dex\n      oidc: {issuer: https://dex.internal, audiences: [chaperone]}\n      claims: {workflow: preferred_username}\n", "    []\n", "at least one issuer"},
+		"plain http issuer":      {"issuer: https://dex.internal", "issuer: http://dex.internal", "must be https"},
+		"no audience":            {"audiences: [chaperone]", "audiences: []", "at least one audience"},
+		"symmetric algorithm":    {"audiences: [chaperone]", "audiences: [chaperone], algorithms: [HS256]", "algorithms[0]: must be one of RS256"},
+		"algorithm none":         {"audiences: [chaperone]", "audiences: [chaperone], algorithms: [none]", "algorithms[0]"},
+		"SPIFFE and OIDC":        {"      claims: {workflow", "      spiffe: {trust_domain: a.test}\n      claims: {workflow", "exactly one of oidc, saml and spiffe"},
+		"SPIFFE without paths":   {"oidc: {issuer: https://dex.internal, audiences: [chaperone]}", "spiffe: {trust_domain: a.test, bundle: {file: gw.crt}}", "at least one path is needed"},
+		"a long-lived SVID":      {"oidc: {issuer: https://dex.internal, audiences: [chaperone]}", "spiffe: {trust_domain: a.test, bundle: {file: gw.crt}, max_life: 25h, ids: [{path: /a}]}", "from 1m to identity.token_life"},
+		"SAML without tokens":    {"oidc: {issuer: https://dex.internal, audiences: [chaperone]}", "saml: {entity_id: https://idp.test, metadata: {file: secret}}", "needs tokens"},
+		"public URL with a path": {"{https: 127.0.0.1:8443,", "{public_url: https://gw.internal/x, https: 127.0.0.1:8443,", "without a path"},
+		"tokens for ever":        {"identity:\n", "identity:\n  token_life: 200h\n", "from 1m to 168h"},
+		"skew above a minute":    {"identity:\n", "identity:\n  skew: 61s\n", "60s at most"},
+		"same resource twice":    {"name: billing", "name: orders", "resources[1].name: is used twice"},
+		"resource name":          {"name: billing", "name: ../billing", "resources[1].name: must be"},
+		"unknown kind":           {"kind: http", "kind: ftp", "must be postgres, http, ssh or kubernetes"},
+		"kind and settings":      {"kind: http", "kind: postgres", "does not belong to a resource of kind postgres"},
+		"no account":             {"users: [deploy]", "users: []", "resources[2].ssh.users: at least one"},
+		"odd account":            {"users: [deploy]", "users: [deploy, \"a@b\"]", "users[1]: must be the name of an account"},
+		"no host key":            {"host_keys: [\"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJSywjwTzJbULPSTiWNBrI49vOK1VGH1pOBzuZNbsgz7 web\"]", "host_keys: []", "no host is trusted because it answers"},
+		"broken host key":        {"ssh-ed25519 AAAAC3", "ssh-ed25519 BBBBC3", "host_keys[0]: must be one public key"},
+		"options on a host key":  {"\"ssh-ed25519", "\"no-pty ssh-ed25519", "host_keys[0]: must be one public key"},
+		"variable of the loader": {"users: [deploy]", "users: [deploy], environment: [LD_PRELOAD]", "environment[0]: \"LD_PRELOAD\" is not a variable that a client may set"},
+		"SSH life of a day":      {"policies:", "ssh: {life: 1d}\npolicies:", "ssh.life: is 24h0m0s"},
+		"no TLS off loopback":    {"postgres: {credential", "postgres: {tls: {mode: disable}, credential", "loopback only"},
 		"half TLS":               {"postgres: {credential", "postgres: {tls: {mode: require}, credential", "must be verify-full or disable"},
 		"port":                   {"db.internal:5432", "db.internal:0", "host:port"},
 		"listening on a name":    {"https: 127.0.0.1:8443", "https: gw.internal:8443", "IP address"},

@@ -49,6 +49,7 @@ func (v *validation) all() {
 	v.approvals(&c.Approvals)
 	v.store(&c.Store)
 	v.tokens(c.Tokens)
+	v.publicURL(&c.Listen)
 	v.sshGateway(&c.SSH)
 	v.rest()
 }
@@ -123,6 +124,32 @@ func (v *validation) listen(l *Listen) {
 		if _, err := tls.X509KeyPair(l.TLS.Cert.Bytes(), l.TLS.Key.Bytes()); err != nil {
 			v.fault("listen.tls", "certificate and key do not make a pair: %s", err)
 		}
+	}
+}
+
+// publicURL is configured, or follows from what is.
+func (v *validation) publicURL(l *Listen) {
+	if t := v.config.Tokens; l.Public == "" && t != nil {
+		l.Public = t.Issuer
+	}
+	if l.Public == "" {
+		pair, err := tls.X509KeyPair(l.TLS.Cert.Bytes(), l.TLS.Key.Bytes())
+		if err != nil {
+			return // it is a fault already
+		}
+		names := pair.Leaf.DNSNames
+		for _, ip := range pair.Leaf.IPAddresses {
+			names = append(names, ip.String())
+		}
+		_, port, _ := net.SplitHostPort(l.HTTPS) // validated
+		if len(names) == 0 || strings.Contains(names[0], "*") {
+			v.fault("listen.public_url", "is needed: the certificate does not begin with a name at which clients reach the gateway")
+			return
+		}
+		l.Public = "https://" + net.JoinHostPort(names[0], port)
+	}
+	if u := v.secureURL("listen.public_url", l.Public); u != nil && (u.Path != "" || u.RawQuery != "" || u.Scheme != "https") {
+		v.fault("listen.public_url", "must be https://host or https://host:port, without a path")
 	}
 }
 

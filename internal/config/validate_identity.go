@@ -20,6 +20,10 @@ func (v *validation) identity(id *Identity) {
 	if id.KeyAge < 10*time.Second || id.KeyAge > 24*time.Hour {
 		v.fault("identity.key_age", "is %s; it must be from 10s to 24h", id.KeyAge)
 	}
+	setDefault(&id.Life, 24*time.Hour)
+	if id.Life < time.Minute || id.Life > 7*24*time.Hour {
+		v.fault("identity.token_life", "is %s; it must be from 1m to 168h", id.Life)
+	}
 	if len(id.Issuers) == 0 {
 		v.fault("identity.issuers", "at least one issuer is needed")
 	}
@@ -78,9 +82,9 @@ func (v *validation) spiffe(path string, s *SPIFFE) {
 	}
 	v.secret(path+".bundle", &s.Bundle, true)
 	v.certificates(path+".bundle", &s.Bundle)
-	setDefault(&s.MaxLife, 24*time.Hour)
-	if s.MaxLife < time.Minute || s.MaxLife > 7*24*time.Hour {
-		v.fault(path+".max_life", "is %s; it must be from 1m to 168h", s.MaxLife)
+	setDefault(&s.MaxLife, min(24*time.Hour, v.config.Identity.Life))
+	if s.MaxLife < time.Minute || s.MaxLife > v.config.Identity.Life {
+		v.fault(path+".max_life", "is %s; it must be from 1m to identity.token_life, %s", s.MaxLife, v.config.Identity.Life)
 	}
 	if len(s.IDs) == 0 {
 		v.fault(path+".ids", "at least one path is needed")

@@ -7,8 +7,8 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
-	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -29,6 +29,8 @@ type Config struct {
 	PostgresPort, SSHPort func() int
 	// Accounts are the accounts of an SSH resource.
 	Accounts func(resource string) []string
+	// PublicURL is where clients reach the gateway: https://host[:port].
+	PublicURL func() *url.URL
 	// Rejected tells a verdict on a token from the lack of one.
 	Rejected      func(error) bool
 	TokenEndpoint string // "": no token service
@@ -93,13 +95,12 @@ func Handler(c Config) http.Handler {
 	})
 }
 
-// document is for one principal, by the name that it called the gateway by.
+// document is for one principal. Nothing in it is the caller's own word: a
+// forged Host must not send a token elsewhere.
 func (c Config) document(r *http.Request, p access.Principal) Document {
-	host := r.Host
-	if name, _, err := net.SplitHostPort(r.Host); err == nil {
-		host = name
-	}
-	d := Document{Gateway: "https://" + r.Host, User: p.User, Subagent: p.Subagent, Workflow: p.Workflow, TokenID: p.Token.ID, Expires: p.Token.ExpiresAt,
+	gateway := c.PublicURL()
+	host := gateway.Hostname()
+	d := Document{Gateway: "https://" + gateway.Host, User: p.User, Subagent: p.Subagent, Workflow: p.Workflow, TokenID: p.Token.ID, Expires: p.Token.ExpiresAt,
 		Resources: []Resource{}, TokenEndpoint: c.TokenEndpoint}
 	for _, h := range p.Chain {
 		d.Through = append(d.Through, Hop{Actor: h.Actor, Only: h.Attenuation.Text()})

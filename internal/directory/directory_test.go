@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -33,11 +34,12 @@ func ask(t *testing.T, method string, headers ...string) *httptest.ResponseRecor
 		Resources: func() []access.Resource {
 			return []access.Resource{{Name: "orders", Kind: access.Postgres}, {Name: "vault", Kind: access.Postgres}, {Name: "billing", Kind: access.HTTP}}
 		},
+		PublicURL:    func() *url.URL { return &url.URL{Scheme: "https", Host: "gw.test:8443"} },
 		PostgresPort: func() int { return 5432 }, TokenEndpoint: "https://gw.test/oauth/token",
 		Rejected: func(err error) bool { return errors.Is(err, errRejected) }, Log: slog.New(slog.DiscardHandler),
 	})
 	r := httptest.NewRequest(method, Path, nil)
-	r.Host = "gw.test:8443"
+	r.Host = "evil.test" // the caller's own word
 	if headers != nil {
 		r.Header["Authorization"] = headers
 	}

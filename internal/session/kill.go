@@ -119,7 +119,7 @@ func (v *revocation) denial(s access.Session) *access.Denial {
 }
 
 // Kill ends the sessions that the selector names, at every replica, and returns
-// how many there were. With a selector of principals alone, the tokens that they
+// how many there were (fewer, where there are thousands). With a selector of principals alone, the tokens that they
 // had until then stay refused, and all that was exchanged from them: a named
 // token until it expires, others for TokenLife. Else what is opened afterwards
 // is a new session. When the store fails, the sessions
@@ -152,26 +152,71 @@ func (r *Registry) kill(ctx context.Context, sel Selector, cause string, by acce
 	if full {
 		return 0, fmt.Errorf("kill: %d revocations are in force", maxRevocations)
 	}
-	all, listed := r.List(ctx) // before they end
-	n := 0
-	for _, s := range all {
-		if !sel.Matches(s) {
-			continue
-		}
-		n++
-		if sel.Token != "" && s.Principal.Token.ID == sel.Token && !s.Principal.Token.ExpiresAt.IsZero() {
-			v.Until = s.Principal.Token.ExpiresAt.Add(opening) // it is no good after that anyway
-		}
-	}
-	if !until.IsZero() {
+	counting := r.count(ctx, sel)
+	all, quick := counting.within(countWithin)
+	switch {
+	case !until.IsZero():
 		v.Until = until
+	case !all.expires.IsZero():
+		v.Until = all.expires.Add(opening) // it is no good after that anyway
 	}
 	here := r.apply(v)
-	r.log.Info("kill", "selector", sel, "cause", v.Cause, "by", by.User, "sessions", max(n, here))
-	if err := errors.Join(listed, r.announce(ctx, v)); err != nil {
-		return max(n, here), fmt.Errorf("kill: %w", err)
+	announced := r.announce(ctx, v)
+	if !quick {
+		all = <-counting
 	}
-	return max(n, here), nil
+	n := max(all.sessions, here)
+	r.log.Info("kill", "selector", sel, "cause", v.Cause, "by", by.User, "sessions", n)
+	if err := errors.Join(all.err, announced); err != nil {
+		return n, fmt.Errorf("kill: %w", err)
+	}
+	return n, nil
+}
+
+// A count is how many sessions a selector names, at all replicas, and when the
+// token that it names expires, as far as a session has it.
+type count struct {
+	sessions int
+	expires  time.Time
+	err      error
+}
+
+// countWithin is how long a kill waits for its sessions to be counted. Listing
+// thousands takes longer; they end meanwhile, and fewer are counted.
+const countWithin = 75 * time.Millisecond
+
+type counting chan count
+
+// count lists the sessions beside the kill.
+func (r *Registry) count(ctx context.Context, sel Selector) counting {
+	result := make(counting, 1)
+	go func() {
+		all, err := r.List(ctx)
+		c := count{err: err}
+		for _, s := range all {
+			if !sel.Matches(s) {
+				continue
+			}
+			c.sessions++
+			if sel.Token != "" && s.Principal.Token.ID == sel.Token {
+				c.expires = s.Principal.Token.ExpiresAt
+			}
+		}
+		result <- c
+	}()
+	return result
+}
+
+// within waits a moment for the count, and reports whether it came.
+func (c counting) within(d time.Duration) (count, bool) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case got := <-c:
+		return got, true
+	case <-timer.C:
+		return count{}, false
+	}
 }
 
 // Revoked reports whether the principal's token has been revoked, or any that it
@@ -194,16 +239,22 @@ func (r *Registry) Revoked(ctx context.Context, p access.Principal) (bool, error
 	return false, nil
 }
 
-// announce stores the revocation, then publishes it: a replica that misses the
-// one finds the other.
+// announce publishes the revocation at once, stores it, and publishes it again:
+// a replica that reads the store before it is there finds it in the feed then.
 func (r *Registry) announce(ctx context.Context, v *revocation) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
+	first := make(chan error, 1)
+	go func() {
+		_, err := r.store.Publish(ctx, feedTopic, b)
+		first <- err
+	}()
 	_, put := r.store.Put(ctx, revokePrefix+v.ID, b, 0)
-	_, published := r.store.Publish(ctx, feedTopic, b)
-	return errors.Join(put, published)
+	published := <-first
+	_, again := r.store.Publish(ctx, feedTopic, b)
+	return errors.Join(put, published, again)
 }
 
 // take applies a revocation from the feed.

@@ -40,7 +40,7 @@ type Config struct {
 	MaxSessions     int           // at this replica: 10000
 	MaxPerPrincipal int           // at this replica: 500
 	LeaseTTL        time.Duration // sessions end this long after the store was last reached: 4s; 2s at least
-	TokenLife       time.Duration // how long a revoked token of unknown expiry stays so: 24h
+	TokenLife       time.Duration // how long a token lives at most, and so one of unknown expiry stays revoked: 24h
 }
 
 func (c Config) withDefaults() Config {
