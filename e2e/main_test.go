@@ -52,6 +52,7 @@ func TestMain(m *testing.M) {
 			if shared.site != nil {
 				shared.site.Close()
 			}
+			forgetCluster()
 		}()
 		return m.Run()
 	}())
@@ -89,7 +90,11 @@ rules:
 func site(t *testing.T) *demo.Site {
 	t.Helper()
 	shared.once.Do(func() {
-		shared.site, shared.err = start(context.Background(), demo.Options{Config: func(text string) string { return withKeycloak(withMesh(text)) }})
+		if shared.err = prepareCluster(); shared.err != nil {
+			return
+		}
+		shared.site, shared.err = start(context.Background(), demo.Options{
+			Config: func(text string) string { return withCluster(withKeycloak(withMesh(text))) }})
 	})
 	if shared.err != nil {
 		t.Fatal(shared.err)
@@ -110,7 +115,7 @@ func start(ctx context.Context, o demo.Options) (*demo.Site, error) {
 	if err != nil {
 		return nil, err
 	}
-	policies["e2e.yaml"], policies["e2e-echo.yaml"] = extra, echo
+	policies["e2e.yaml"], policies["e2e-echo.yaml"], policies["e2e-cluster.yaml"] = extra, echo, clusterPolicy
 	if o.Policies == nil {
 		o.Policies = policies
 	}

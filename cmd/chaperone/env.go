@@ -22,14 +22,18 @@ func envCommand() *cobra.Command {
 	g, t, whole, hosts := &gateway{}, &tokenWish{}, false, ""
 	c := &cobra.Command{
 		Use:   "env RESOURCE...",
-		Short: "Print what to set for psql, curl and ssh to reach resources",
+		Short: "Print what to set for psql, curl, ssh and kubectl to reach resources",
 		Long: `env asks the gateway how your token reaches the resources and prints what to set. When the gateway
 has a token service, the token is one for these resources alone (--whole-token keeps yours).
+
+For Kubernetes resources it prints a kubeconfig, in which kubectl calls "chaperone token" for a token
+whenever it needs one.
 
 With --ssh-config it prints lines for ~/.ssh/config instead, after which ssh, scp, sftp, rsync, git and ansible
 reach the hosts by their names, each time with a certificate that is fresh (see chaperone ssh-cert).`,
 		Example: `  eval "$(chaperone env orders)"; psql
   chaperone env web --ssh-config >> ~/.ssh/config; ssh web uptime
+  chaperone env cluster > kubeconfig; kubectl --kubeconfig kubeconfig get pods
   chaperone env billing -o json`,
 		Args: cobra.MinimumNArgs(1), ValidArgsFunction: g.completeResources,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -39,6 +43,9 @@ reach the hosts by their names, each time with a certificate that is fresh (see 
 			token, found, err := g.reach(c.Context(), t, args, whole)
 			if err != nil {
 				return err
+			}
+			if slices.ContainsFunc(found, isKubernetes) {
+				return g.printKubeconfig(c, found, len(t.resources) > 0)
 			}
 			set := g.variables(found)
 			set["CHAPERONE_TOKEN"] = token.Reveal()

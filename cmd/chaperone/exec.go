@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -47,7 +48,7 @@ The exit status is the command's. Your own token is taken out of its environment
 				return err
 			}
 			defer os.RemoveAll(dir)
-			files := &tokenFiles{dir: dir, resources: found}
+			files := &tokenFiles{dir: dir, resources: found, gateway: g}
 			if err := files.write(token); err != nil {
 				return err
 			}
@@ -68,6 +69,7 @@ The exit status is the command's. Your own token is taken out of its environment
 type tokenFiles struct {
 	dir       string
 	resources []directory.Resource
+	gateway   *gateway
 }
 
 func (f *tokenFiles) path(name string) string { return filepath.Join(f.dir, name) }
@@ -81,12 +83,16 @@ func (f *tokenFiles) write(token access.Secret) error {
 		}
 	}
 	return errors.Join(writeSecret(f.path("token"), token.Reveal()+"\n"),
-		writeSecret(f.path("header"), "Authorization: Bearer "+token.Reveal()+"\n"), writeSecret(f.path("pgpass"), pass.String()))
+		writeSecret(f.path("header"), "Authorization: Bearer "+token.Reveal()+"\n"), writeSecret(f.path("pgpass"), pass.String()),
+		f.writeKubeconfig())
 }
 
 // environment is the caller's own, without what holds or gets its own token.
 func (f *tokenFiles) environment(set map[string]string) []string {
 	set["PGPASSFILE"], set["CHAPERONE_TOKEN_FILE"], set["CHAPERONE_HEADER_FILE"] = f.path("pgpass"), f.path("token"), f.path("header")
+	if slices.ContainsFunc(f.resources, isKubernetes) {
+		set["KUBECONFIG"] = f.path("kubeconfig")
+	}
 	var env []string
 	for _, kv := range os.Environ() {
 		name, _, _ := strings.Cut(kv, "=")

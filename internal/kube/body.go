@@ -27,8 +27,7 @@ type Body struct {
 
 func (b Body) present() bool { return !b.Whole || len(b.Bytes) > 0 }
 
-// The media types of bodies that are read. Of protobuf and CBOR nothing is
-// known, so they are refused.
+// The media types of bodies that are read; CBOR is not.
 const (
 	jsonType           = "application/json"
 	yamlType           = "application/yaml"
@@ -59,6 +58,11 @@ func readBody(k *access.K8s, r Request) error {
 	k.ContentType, k.BodyDigest, k.BodyBytes = media, "sha256:"+hex.EncodeToString(sum[:]), int64(len(b.Bytes))
 	k.BodyState = access.BodyUndecodable
 	text := b.Bytes
+	if media == protobufType {
+		if text, err = bodies.json(b.Bytes); err != nil {
+			return unreadable("the body in protobuf cannot be read whole: send JSON")
+		}
+	}
 	if media == yamlType || media == applyPatchType {
 		// The API server's own decoder, but it lets a name stand twice.
 		if text, err = yaml.YAMLToJSONStrict(b.Bytes); err != nil {
@@ -92,12 +96,12 @@ func mediaType(k *access.K8s, b Body) (string, error) {
 		}
 		media = t
 	}
-	read := []string{jsonType, yamlType}
+	read := []string{jsonType, yamlType, protobufType}
 	if k.Method == http.MethodPatch {
 		read = []string{jsonPatchType, mergePatchType, strategicPatchType, applyPatchType}
 	}
 	if !slices.Contains(read, media) {
-		return "", &Refusal{access.Unsupported, "a body of type " + shortened(media) + " is not read here: send JSON or YAML"}
+		return "", &Refusal{access.Unsupported, "a body of type " + shortened(media) + " is not read here: send JSON"}
 	}
 	return media, nil
 }

@@ -45,7 +45,7 @@ func IsForeign(k *access.K8s) bool { return k.Resource != "" && !slices.Contains
 // objectOf finds the facts of the object that the request would store.
 func objectOf(k *access.K8s) *access.K8sObject {
 	switch {
-	case k.Verb != "create" && k.Verb != "update" && k.Verb != "patch":
+	case k.Verb != "create" && k.Verb != "update" && k.Verb != "patch", k.Group == "" && connects[k.Resource+"/"+k.Subresource] != "":
 		return &access.K8sObject{} // nothing is stored
 	case k.BodyState == access.BodyNone:
 		return &access.K8sObject{}
@@ -59,6 +59,9 @@ func objectOf(k *access.K8s) *access.K8sObject {
 	if k.Verb == "patch" {
 		o := unknownObject(access.K8sFacts()...)
 		o.Privileged = saysPrivileged(k.Body)
+		if k.ContentType == applyPatchType { // creates what is not there
+			o.Type, _ = object["type"].(string)
+		}
 		return o
 	}
 	if !ok || IsForeign(k) {

@@ -49,7 +49,7 @@ func powersOf(k *access.K8s) (powers []string) {
 	case k.Group == "admissionregistration.k8s.io":
 		powers = append(powers, access.PowerAdmission)
 	case k.Group == "" && path == "secrets" && k.Verb != "delete" && k.Verb != "deletecollection" &&
-		(o.Type == "kubernetes.io/service-account-token" || !o.Knows("type")):
+		(o.Type == "kubernetes.io/service-account-token" || !o.Knows("type") && k.Verb != "patch"): // no patch changes a type
 		powers = append(powers, access.PowerToken)
 	}
 	if slices.Contains(powers, access.PowerEscalate) && (!o.Knows("verbs") || slices.Contains(o.Verbs, "impersonate") || slices.Contains(o.Verbs, "*")) {

@@ -111,7 +111,7 @@ func plain(info *request.RequestInfo, k *access.K8s) error {
 	switch {
 	case !versionName.MatchString(k.Version):
 		return unreadable("the path has %q for a version of the API", k.Version)
-	case strings.HasSuffix(info.Path, "/"):
+	case strings.HasSuffix(info.Path, "/") && k.Subresource != "proxy":
 		return unreadable("the path ends with a slash")
 	case k.Verb == "" || (k.Verb == "watch" && !get):
 		return unsupported("the method %s means nothing to a Kubernetes API", k.Method)

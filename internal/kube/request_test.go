@@ -1,12 +1,16 @@
 package kube
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"chaperone.dev/chaperone/internal/access"
 )
@@ -61,7 +65,7 @@ func TestRead(t *testing.T) {
 		{"attach", get(pods + "/web/attach"), "get pods/attach shop/web attach"},
 		{"port-forward", get(pods + "/web/portforward"), "get pods/portforward shop/web port-forward"},
 		{"node proxy", get("/api/v1/nodes/n1/proxy/run/shop/web/c"), "get nodes/proxy n1 proxy"},
-		{"service proxy", get("/api/v1/namespaces/shop/services/https:web:443/proxy"), "get services/proxy shop/https:web:443 proxy"},
+		{"service proxy", get("/api/v1/namespaces/shop/services/https:web:443/proxy/"), "get services/proxy shop/https:web:443 proxy"},
 		{"pod proxy", with(get(pods+"/web/proxy/a/b"), "PUT"), "update pods/proxy shop/web proxy"},
 		{"ephemeral container", patch(pods+"/web/ephemeralcontainers", strategicPatchType, `{}`), "patch pods/ephemeralcontainers shop/web ephemeral-containers"},
 		{"binding", post(pods+"/web/binding", `{}`), "create pods/binding shop/web bind-pod"},
@@ -69,7 +73,8 @@ func TestRead(t *testing.T) {
 		{"eviction", post(pods+"/web/eviction", `{}`), "create pods/eviction shop/web evict"},
 		{"token", post("/api/v1/namespaces/shop/serviceaccounts/web/token", `{}`), "create serviceaccounts/token shop/web token"},
 		{"token by a Secret", post("/api/v1/namespaces/shop/secrets", `{"type":"kubernetes.io/service-account-token"}`), "create secrets in shop token"},
-		{"token by a patch", patch(secret, mergePatchType, `{}`), "patch secrets shop/db token"},
+		{"token by a patch that creates", patch(secret, applyPatchType, `{"type":"kubernetes.io/service-account-token"}`), "patch secrets shop/db token"},
+		{"a patch of a Secret", patch(secret, mergePatchType, `{"type":"x"}`), "patch secrets shop/db"},
 		{"another Secret", post("/api/v1/namespaces/shop/secrets", `{"stringData":{"a":"b"}}`), "create secrets in shop"},
 		{"approval", with(post("/apis/certificates.k8s.io/v1/certificatesigningrequests/x/approval", `{}`), "PUT"), "update certificatesigningrequests.certificates.k8s.io/approval x approve-certificate"},
 		{"webhook", post("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations", `{}`), "create mutatingwebhookconfigurations.admissionregistration.k8s.io admission"},
@@ -103,8 +108,8 @@ func TestRead(t *testing.T) {
 func TestReadRefuses(t *testing.T) {
 	t.Parallel()
 	const pods = "/api/v1/namespaces/shop/pods"
-	protobuf := post(pods, "k8s\x00")
-	protobuf.Body.ContentType = []string{"application/vnd.kubernetes.protobuf"}
+	protobuf, more := post(pods, "k8s\x00"), post(pods, string(inProtobuf(t))+"\x1a\x00")
+	protobuf.Body.ContentType, more.Body.ContentType = []string{protobufType}, []string{protobufType}
 	twoTypes, compressed := post(pods, "{}"), post(pods, "{}")
 	twoTypes.Body.ContentType = []string{jsonType, jsonType}
 	compressed.Body.ContentEncoding = []string{"gzip"}
@@ -121,13 +126,15 @@ func TestReadRefuses(t *testing.T) {
 		{"upper case in a subresource", get(pods + "/web/Exec"), access.Unreadable},
 		{"space in a version", get("/api/v1 /pods"), access.Unreadable},
 		{"slash at the end", get(pods + "/"), access.Unreadable},
+		{"slash after a subresource", get(pods + "/web/log/"), access.Unreadable},
 		{"more behind a subresource", get(pods + "/web/exec/x"), access.Unreadable},
 		{"watch of one object", with(get(pods+"/web"), "GET", "watch", "true"), access.Unreadable},
 		{"a parameter twice", with(get(pods), "GET", "fieldSelector", "metadata.name=a", "fieldSelector", "metadata.name=b"), access.Unreadable},
 		{"a method without a verb", with(get(pods), "OPTIONS"), access.Unsupported},
 		{"a write to a watch", with(get("/api/v1/watch/pods"), "POST"), access.Unsupported},
 		{"proxy by path", get("/api/v1/proxy/nodes/n1"), access.Unsupported},
-		{"protobuf", protobuf, access.Unsupported},
+		{"broken protobuf", protobuf, access.Unreadable},
+		{"protobuf with a field more", more, access.Unreadable},
 		{"CBOR patch", patch(pods+"/web", "application/apply-patch+cbor", "\xa0"), access.Unsupported},
 		{"a patch that is none", patch(pods+"/web", jsonType, "{}"), access.Unsupported},
 		{"two types", twoTypes, access.Unreadable},
@@ -237,6 +244,31 @@ func TestObject(t *testing.T) {
 				t.Errorf("got  %+v\nwant %+v", *k.Object, c.want)
 			}
 		})
+	}
+}
+
+func inProtobuf(t *testing.T) []byte {
+	t.Helper()
+	yes := true
+	var b bytes.Buffer
+	pod := &corev1.Pod{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}, ObjectMeta: metav1.ObjectMeta{Name: "web"},
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{Image: "web:1", SecurityContext: &corev1.SecurityContext{Privileged: &yes}}}}}
+	if err := bodies.serializer.Encode(pod, &b); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func TestProtobuf(t *testing.T) {
+	t.Parallel()
+	r := post("/api/v1/namespaces/shop/pods", string(inProtobuf(t)))
+	r.Body.ContentType = []string{protobufType}
+	k, err := Read(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (access.K8sObject{Kind: "Pod", Privileged: true, Images: []string{"web:1"}}); k.Name != "web" || !reflect.DeepEqual(*k.Object, want) {
+		t.Errorf("%s %+v", k, *k.Object)
 	}
 }
 
