@@ -76,6 +76,30 @@ func TestPolicyExplainByHand(t *testing.T) {
 	want(t, 0, []string{"unknown sql.estimated_rows < 10"}, size()...)
 }
 
+// A command line is judged as the gateway judges it.
+func TestPolicyExplainSSH(t *testing.T) {
+	t.Parallel()
+	dir := folder(t, "hosts.yaml", `policy: hosts
+principal: '"agents" in principal.groups'
+resource: 'resource.kind == "ssh"'
+rules:
+  - name: look
+    when: 'ssh.user == "deploy" && ssh.read_only && ssh.paths.all(p, p.startsWith("/var/log/"))'
+    effect: allow
+  - name: rest
+    when: 'size(ssh.unknown) > 0'
+    effect: approve
+    approval: {groups: [sre]}
+`)
+	ask := func(line string, more ...string) []string {
+		return append([]string{"policy", "explain", dir, "--user", "ada", "--group", "agents", "--resource", "build-1", "--ssh", line}, more...)
+	}
+	want(t, 0, []string{"allow by hosts/look"}, ask("tail -n 5 /var/log/app | grep x", "--account", "deploy")...)
+	want(t, 0, []string{"deny by default-deny", `false   ssh.user == "deploy"`}, ask("tail /var/log/app", "--account", "root")...)
+	want(t, 0, []string{"approve by hosts/rest", "passed over: what the command runs is not known"}, ask("tail /var/log/$x", "--account", "deploy")...)
+	want(t, 0, []string{"deny by default-deny", "unknown ssh.paths.all"}, ask("make", "--account", "deploy")...)
+}
+
 // Without a configuration a token's claims are taken as they stand, and that is
 // said.
 func TestPolicyExplainToken(t *testing.T) {

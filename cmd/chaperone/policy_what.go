@@ -16,6 +16,7 @@ import (
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/config"
 	"chaperone.dev/chaperone/internal/kube"
+	"chaperone.dev/chaperone/internal/shell"
 	"chaperone.dev/chaperone/internal/sql"
 	"chaperone.dev/chaperone/internal/sql/catalog"
 )
@@ -28,12 +29,13 @@ type actionFlags struct {
 	rows, bytes     int64 // what the database would estimate; below 0 is not known
 	http, k8s, body string
 	headers         map[string]string
+	ssh, account    string
 }
 
 func (a *actionFlags) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&a.resource, "resource", "", "name of the resource")
-	f.StringVar(&a.kind, "kind", "", "kind of the resource, when no configuration says it: postgres, http or kubernetes")
+	f.StringVar(&a.kind, "kind", "", "kind of the resource, when no configuration says it: postgres, http, kubernetes or ssh")
 	f.StringToStringVar(&a.labels, "label", nil, "a label of the resource (env=prod), when no configuration says them; may be repeated")
 	f.StringVar(&a.sql, "sql", "", "a statement")
 	f.StringVar(&a.catalog, "catalog", "", "file with the names of the database as JSON, for --sql")
@@ -43,15 +45,17 @@ func (a *actionFlags) flags(c *cobra.Command) {
 	f.StringToStringVar(&a.headers, "header", nil, "a header of the call (name=value); may be repeated")
 	f.StringVar(&a.body, "body", "", "file with the body of the call")
 	f.StringVar(&a.k8s, "k8s", "", `a request to a Kubernetes API server: "METHOD /path?query", with --body and --header content-type=…`)
-	c.MarkFlagsMutuallyExclusive("sql", "http", "k8s")
-	kinds := cobra.FixedCompletions([]string{string(access.Postgres), string(access.HTTP), string(access.Kubernetes)}, cobra.ShellCompDirectiveNoFileComp)
+	f.StringVar(&a.ssh, "ssh", "", "a command line for a host")
+	f.StringVar(&a.account, "account", "", "the account on the host, for --ssh")
+	c.MarkFlagsMutuallyExclusive("sql", "http", "k8s", "ssh")
+	kinds := cobra.FixedCompletions([]string{string(access.Postgres), string(access.HTTP), string(access.Kubernetes), string(access.SSH)}, cobra.ShellCompDirectiveNoFileComp)
 	if err := c.RegisterFlagCompletionFunc("kind", kinds); err != nil { // only a flag that is not there
 		panic("chaperone: " + err.Error())
 	}
 }
 
 // given reports whether the flags make a whole action.
-func (a *actionFlags) given() bool { return a.sql != "" || a.http != "" || a.k8s != "" }
+func (a *actionFlags) given() bool { return a.sql != "" || a.http != "" || a.k8s != "" || a.ssh != "" }
 
 // change puts the resource and the action into req.
 func (a *actionFlags) change(ctx context.Context, cfg *config.Config, req *access.Request) (notes []string, err error) {
@@ -70,6 +74,10 @@ func (a *actionFlags) change(ctx context.Context, cfg *config.Config, req *acces
 	case a.k8s != "":
 		req.Action = access.Action{}
 		req.Action.K8s, err = a.request()
+	case a.ssh != "":
+		call := shell.Judge(a.ssh, nil)
+		call.User = a.account
+		req.Action = access.Action{SSH: &call}
 	}
 	if err == nil && a.given() && req.Resource.Name == "" {
 		err = fmt.Errorf("%w: --resource is needed", errUsage)
@@ -99,16 +107,18 @@ func (a *actionFlags) locate(cfg *config.Config, r *access.Resource) error {
 		}
 	}
 	switch kind := access.Kind(a.kind); {
-	case kind == access.Postgres, kind == access.HTTP, kind == access.Kubernetes:
+	case kind == access.Postgres, kind == access.HTTP, kind == access.Kubernetes, kind == access.SSH:
 		r.Kind = kind
 	case a.kind != "":
-		return fmt.Errorf("%w: --kind is postgres, http or kubernetes", errUsage)
+		return fmt.Errorf("%w: --kind is postgres, http, kubernetes or ssh", errUsage)
 	case r.Kind == "" && a.sql != "":
 		r.Kind = access.Postgres
 	case r.Kind == "" && a.http != "":
 		r.Kind = access.HTTP
 	case r.Kind == "" && a.k8s != "":
 		r.Kind = access.Kubernetes
+	case r.Kind == "" && a.ssh != "":
+		r.Kind = access.SSH
 	}
 	if a.labels != nil {
 		r.Labels = a.labels
