@@ -174,7 +174,7 @@ func TestForbiddenStatementsNeverArrive(t *testing.T) {
 		{"with x as (delete from orders returning id) select 'evil10' from x", "", "evil10"},
 		{"select * into evil11 from orders", "", "evil11"},
 		{"vacuum orders", "", "vacuum orders"},
-		{"merge into orders using customers on false when not matched then do nothing", "MERGE", "merge into"},
+		{"merge into orders using customers on false when not matched then do nothing", "", "merge into"},
 		{"call evil12()", "CALL", "evil12"},
 		{"update orders set status = 'evil13'", "", "evil13"},
 	} {

@@ -43,7 +43,7 @@ func sqlEffect(q *access.SQL) string {
 	case len(q.Tables) > 0:
 		text += " " + strings.Join(q.Tables, ", ")
 	}
-	if (q.Command == "UPDATE" || q.Command == "DELETE") && !q.HasWhere {
+	if (q.Command == "UPDATE" || q.Command == "DELETE" || q.Command == "MERGE") && !q.HasWhere {
 		text += " without WHERE"
 	}
 	if len(q.Unknown) > 0 {

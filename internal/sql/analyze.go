@@ -130,7 +130,7 @@ func (a *Analyzer) judgeOne(ctx context.Context, text string, cat *catalog.Snaps
 		return st, nil
 	}
 	switch s := node.GetNode().(type) {
-	case *pg.Node_SelectStmt, *pg.Node_InsertStmt, *pg.Node_UpdateStmt, *pg.Node_DeleteStmt:
+	case *pg.Node_SelectStmt, *pg.Node_InsertStmt, *pg.Node_UpdateStmt, *pg.Node_DeleteStmt, *pg.Node_MergeStmt:
 		return a.judgeQuery(ctx, text, cat, parsed, node)
 	case *pg.Node_ExplainStmt:
 		return a.judgeExplain(ctx, text, cat, parsed, s.ExplainStmt)
@@ -162,7 +162,7 @@ func (a *Analyzer) judgeOne(ctx context.Context, text string, cat *catalog.Snaps
 	return a.judgeOther(text, cat, node), nil
 }
 
-// judgeQuery binds a SELECT, INSERT, UPDATE or DELETE.
+// judgeQuery binds a SELECT, INSERT, UPDATE, DELETE or MERGE.
 func (a *Analyzer) judgeQuery(ctx context.Context, text string, cat *catalog.Snapshot, parsed *parser.Result, node *pg.Node) (*Statement, error) {
 	b := newBinder(text, cat, a.library)
 	b.refusal = a.grammar.check(node)
@@ -181,6 +181,9 @@ func (a *Analyzer) judgeQuery(ctx context.Context, text string, cat *catalog.Sna
 	case *pg.Node_DeleteStmt:
 		b.delete(s.DeleteStmt, nil)
 		st.ReturnsRows, st.Action.Command = len(s.DeleteStmt.GetReturningList()) > 0, "DELETE"
+	case *pg.Node_MergeStmt:
+		b.merge(s.MergeStmt, nil)
+		st.ReturnsRows, st.Action.Command = len(s.MergeStmt.GetReturningList()) > 0, "MERGE"
 	}
 	if b.unseen(node) != nil || b.lost() != nil {
 		b.unhandled(-1, "a part of the statement that was not bound", "")
@@ -259,10 +262,10 @@ func (b *binder) newName(v *pg.RangeVar) string {
 // runs it.
 func (a *Analyzer) judgeExplain(ctx context.Context, text string, cat *catalog.Snapshot, parsed *parser.Result, e *pg.ExplainStmt) (*Statement, error) {
 	switch e.GetQuery().GetNode().(type) {
-	case *pg.Node_SelectStmt, *pg.Node_InsertStmt, *pg.Node_UpdateStmt, *pg.Node_DeleteStmt:
+	case *pg.Node_SelectStmt, *pg.Node_InsertStmt, *pg.Node_UpdateStmt, *pg.Node_DeleteStmt, *pg.Node_MergeStmt:
 	default:
 		st := a.judgeOther(text, cat, e.GetQuery())
-		return st.refused(unsupported("EXPLAIN of this statement", "Explain a SELECT, INSERT, UPDATE or DELETE.")), nil
+		return st.refused(unsupported("EXPLAIN of this statement", "Explain a SELECT, INSERT, UPDATE, DELETE or MERGE.")), nil
 	}
 	st, err := a.judgeQuery(ctx, text, cat, parsed, e.GetQuery())
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"chaperone.dev/chaperone/internal/sql/catalog"
 )
 
-// A change is one INSERT, UPDATE or DELETE, at the top or in WITH.
+// A change is one INSERT, UPDATE, DELETE or MERGE, at the top or in WITH.
 type change struct {
 	command    string
 	ref        *reference
@@ -143,9 +143,11 @@ func (b *binder) delete(q *pg.DeleteStmt, env *cteEnv) []output {
 
 // where binds a WHERE and reports whether it looks at any column, or is that of
 // one row: WHERE true is none.
-func (b *binder) where(n *pg.Node, s *scope, env *cteEnv) bool {
+func (b *binder) where(n *pg.Node, s *scope, env *cteEnv) bool { return b.condition(n, s, env, "WHERE") }
+
+func (b *binder) condition(n *pg.Node, s *scope, env *cteEnv, clause string) bool {
 	before := len(b.uses)
-	b.expr(n, s, env, "WHERE")
+	b.expr(n, s, env, clause)
 	return len(b.uses) > before || n.GetCurrentOfExpr() != nil
 }
 

@@ -98,6 +98,8 @@ func (b *binder) bindCTE(c *cte) {
 		c.outputs = b.update(q.UpdateStmt, c.env)
 	case *pg.Node_DeleteStmt:
 		c.outputs = b.delete(q.DeleteStmt, c.env)
+	case *pg.Node_MergeStmt:
+		c.outputs = b.merge(q.MergeStmt, c.env)
 	default:
 		b.unhandled(c.node.GetLocation(), "a WITH query of this kind", "")
 	}

@@ -41,11 +41,11 @@ func (a *Analyzer) judgeDeclare(ctx context.Context, text string, cat *catalog.S
 // judgeInner judges the query inside another statement.
 func (a *Analyzer) judgeInner(ctx context.Context, text string, cat *catalog.Snapshot, parsed *parser.Result, query *pg.Node, command string) (*Statement, error) {
 	switch query.GetNode().(type) {
-	case *pg.Node_SelectStmt, *pg.Node_InsertStmt, *pg.Node_UpdateStmt, *pg.Node_DeleteStmt:
+	case *pg.Node_SelectStmt, *pg.Node_InsertStmt, *pg.Node_UpdateStmt, *pg.Node_DeleteStmt, *pg.Node_MergeStmt:
 		return a.judgeQuery(ctx, text, cat, parsed, query)
 	}
 	st := a.judgeOther(text, cat, query)
-	return st.refused(unsupported(command+" of this statement", "Use a SELECT, INSERT, UPDATE or DELETE.")), nil
+	return st.refused(unsupported(command+" of this statement", "Use a SELECT, INSERT, UPDATE, DELETE or MERGE.")), nil
 }
 
 // judgeFetch judges FETCH and MOVE by themselves. What they read is known to

@@ -57,6 +57,8 @@ var bound = map[protoreflect.Name]string{
 	"JoinExpr":         "jointype is_natural larg rarg using_clause join_using_alias quals alias",
 	"List":             "items",
 	"LockingClause":    "locked_rels strength wait_policy",
+	"MergeStmt":        "relation source_relation join_condition merge_when_clauses returning_list with_clause",
+	"MergeWhenClause":  "match_kind command_type override condition target_list values",
 	"MinMaxExpr":       "op args location",
 	"MultiAssignRef":   "source colno ncolumns",
 	"NamedArgExpr":     "arg name argnumber location",
@@ -94,6 +96,7 @@ var boundEnums = map[protoreflect.Name]string{
 	"BoolExprType":       "AND_EXPR OR_EXPR NOT_EXPR",
 	"BoolTestType":       "IS_TRUE IS_NOT_TRUE IS_FALSE IS_NOT_FALSE IS_UNKNOWN IS_NOT_UNKNOWN",
 	"CTEMaterialize":     "CTEMaterializeDefault CTEMaterializeAlways CTEMaterializeNever",
+	"CmdType":            "CMD_UPDATE CMD_INSERT CMD_DELETE CMD_NOTHING", // of WHEN in MERGE
 	"CoercionForm":       "COERCE_EXPLICIT_CALL COERCE_EXPLICIT_CAST COERCE_IMPLICIT_CAST COERCE_SQL_SYNTAX",
 	"DefElemAction":      "DEFELEM_UNSPEC",
 	"GroupingSetKind":    "GROUPING_SET_EMPTY GROUPING_SET_ROLLUP GROUPING_SET_CUBE GROUPING_SET_SETS",
@@ -101,6 +104,7 @@ var boundEnums = map[protoreflect.Name]string{
 	"LimitOption":        "LIMIT_OPTION_DEFAULT LIMIT_OPTION_COUNT LIMIT_OPTION_WITH_TIES",
 	"LockClauseStrength": "LCS_FORKEYSHARE LCS_FORSHARE LCS_FORNOKEYUPDATE LCS_FORUPDATE",
 	"LockWaitPolicy":     "LockWaitBlock LockWaitSkip LockWaitError",
+	"MergeMatchKind":     "MERGE_WHEN_MATCHED MERGE_WHEN_NOT_MATCHED_BY_SOURCE MERGE_WHEN_NOT_MATCHED_BY_TARGET",
 	"MinMaxOp":           "IS_GREATEST IS_LEAST",
 	"NullTestType":       "IS_NULL IS_NOT_NULL",
 	"OnCommitAction":     "ONCOMMIT_NOOP ONCOMMIT_PRESERVE_ROWS ONCOMMIT_DELETE_ROWS ONCOMMIT_DROP",
@@ -128,7 +132,6 @@ var refusedForms = map[protoreflect.Name]string{
 	"ListenStmt":         "LISTEN",
 	"LoadStmt":           "LOAD",
 	"LockStmt":           "LOCK",
-	"MergeStmt":          "MERGE",
 	"NotifyStmt":         "NOTIFY",
 	"ConstraintsSetStmt": "SET CONSTRAINTS",
 	"CheckPointStmt":     "CHECKPOINT",
@@ -185,7 +188,7 @@ const privileges = "AlterDefaultPrivilegesStmt AlterOwnerStmt AlterPolicyStmt Al
 	"ReassignOwnedStmt SecLabelStmt"
 
 // parts occur inside definitions and refused forms only.
-const parts = "AccessPriv AlterTableCmd Constraint CreateOpClassItem FunctionParameter IntList MergeWhenClause ObjectWithArgs " +
+const parts = "AccessPriv AlterTableCmd Constraint CreateOpClassItem FunctionParameter IntList ObjectWithArgs " +
 	"OidList PartitionBoundSpec PartitionCmd PartitionElem PartitionRangeDatum PartitionSpec PublicationObjSpec PublicationTable " +
 	"RawStmt ReturnStmt RoleSpec SinglePartitionSpec StatsElem TableLikeClause TriggerTransition VacuumRelation PLAssignStmt"
 

@@ -95,6 +95,8 @@ func TestMaskRewrites(t *testing.T) {
 		{"group by key through a join", "select c.name from customers c join orders o using (id) group by id", `select c.name from C c join orders o using (id) group by "c"."name", id`, ""},
 		{"clean view", "select c.ssn from customers c, clean", "select c.ssn from C c, clean", "ssn"},
 
+		{"merge from masked", "merge into orders o using customers c on o.id = c.id when matched then update set total = c.id returning o.id, c.name", "merge into orders o using C c on o.id = c.id when matched then update set total = c.id returning o.id, c.name", ""},
+		{"merge into masked", "merge into customers c using orders o on o.id = c.id when matched then delete when not matched then insert (id) values (o.id)", "", ""},
 		{"untouched", "select id from orders", "", ""},
 		{"other schema", "select ssn from crm.customers where ssn = '1'", "", ""},
 		{"catalog", "select relname from pg_class where oid = 'customers'::regclass", "", ""},
@@ -248,7 +250,7 @@ func TestMaskRefusals(t *testing.T) {
 		{"masked column of a view decides", "select id from dirty where s like '4%'", "public.dirty.s is masked and cannot be used in WHERE"},
 		{"masked column of a view in a change", "update orders set total = 1 from dirty where s = 'x'", "cannot take part in UPDATE"},
 		{"view of unknown", "select id from calls", "function public.mystery"},
-		{"foreign table", "select id from remote", "foreign table public.remote"},
+		{"foreign table", "select id from remote", "public.remote may hold masked values"},
 		{"statistics", "select most_common_vals from pg_stats", "pg_catalog.pg_stats may hold masked values"},
 		{"unknown function", "select mystery(1)", "columns are masked here, and function public.mystery is not known"},
 		{"query function", "select query_to_xml('select ssn from customers', true, false, '')", "query_to_xml"},
@@ -267,7 +269,14 @@ func TestMaskRefusals(t *testing.T) {
 		{"prepare where", "prepare p as select id from customers where ssn = $1", "public.customers.ssn is masked and cannot be used in WHERE"},
 		{"prepare a write", "prepare p as update customers set ssn = $1 where id = 1", "is masked and cannot be written"},
 		{"explain analyze where", "explain analyze select id from customers where ssn = 'x'", "public.customers.ssn is masked and cannot be used in WHERE"},
-		{"merge", "merge into orders using customers c on true when matched then delete", "MERGE"},
+		{"merge on", "merge into orders o using customers c on o.customer_ssn = c.ssn when matched then delete", "cannot take part in MERGE"},
+		{"merge when", "merge into orders o using customers c on o.id = c.id when matched and c.ssn = '1' then delete", "cannot take part in MERGE"},
+		{"merge stores", "merge into orders o using customers c on o.id = c.id when matched then update set customer_ssn = c.ssn", "cannot take part in MERGE"},
+		{"merge inserts", "merge into orders o using customers c on o.id = c.id when not matched then insert (id, customer_ssn) values (c.id, c.ssn)", "cannot take part in MERGE"},
+		{"merge into masked", "merge into customers c using orders o on o.id = c.id when matched then update set ssn = 'x'", "public.customers.ssn is masked and cannot be written"},
+		{"merge inserts every column", "merge into customers c using orders o on o.id = c.id when not matched then insert values (1, 'a', 'b', 'c', 'd')", "is masked and cannot be written"},
+		{"merge returning", "merge into customers c using orders o on o.id = c.id when matched then delete returning c.ssn", "cannot take part in MERGE"},
+		{"merge returning all", "merge into orders o using customers c on o.id = c.id when matched then delete returning *", "cannot take part in MERGE"},
 		{"create as", "create table t as select ssn from customers", "CREATE TABLE AS"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -147,16 +147,16 @@ func maskedField(text string, location int32, hint, format string, args ...any) 
 // way of rewriting.
 func (m *masking) check(st *Statement) *Refusal {
 	b := st.body.bound
+	for _, ref := range b.references {
+		if r := m.checkReference(st, ref); r != nil {
+			return r
+		}
+	}
 	if len(st.Action.Unknown) > 0 {
 		return &Refusal{
 			Reason: access.Unsupported, SQLState: "0A000",
 			Message: "columns are masked here, and " + st.Action.Unknown[0],
 			Hint:    "Use PostgreSQL's own functions and types, or ask the operator to vouch for this one (curated functions).",
-		}
-	}
-	for _, ref := range b.references {
-		if r := m.checkReference(st, ref); r != nil {
-			return r
 		}
 	}
 	for _, u := range b.uses {

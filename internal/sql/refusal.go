@@ -11,7 +11,7 @@ import (
 // unsupported refuses a form by name.
 func unsupported(what, hint string) *Refusal {
 	if hint == "" {
-		hint = "Write it as a plain SELECT, INSERT, UPDATE or DELETE."
+		hint = "Write it as a plain SELECT, INSERT, UPDATE, DELETE or MERGE."
 	}
 	return &Refusal{
 		Reason: access.Unsupported, SQLState: "0A000",
@@ -21,21 +21,34 @@ func unsupported(what, hint string) *Refusal {
 
 // formHints say what to write instead of a refused form.
 var formHints = map[protoreflect.Name]string{
-	"CallStmt":           "Send the statements of the procedure one by one.",
-	"CreateTableAsStmt":  "Run the SELECT and keep its result on your side.",
-	"DoStmt":             "Send the statements of the block one by one.",
-	"ListenStmt":         "Poll with SELECT.",
-	"LockStmt":           "Lock rows with SELECT … FOR UPDATE.",
-	"MergeStmt":          "Write INSERT … ON CONFLICT, or UPDATE and INSERT.",
-	"NotifyStmt":         "Write to a table that the listener reads.",
-	"CTECycleClause":     "Track the path in a column of the recursive query.",
-	"CTESearchClause":    "Order by a path column of the recursive query.",
-	"JsonFuncExpr":       "Use jsonb_path_query_first, jsonb_path_exists or the operators -> and ->>.",
-	"JsonTable":          "Use jsonb_to_recordset.",
-	"RangeTableFunc":     "Use xpath.",
-	"JsonObjectAgg":      "Use jsonb_object_agg.",
-	"JsonArrayAgg":       "Use jsonb_agg.",
-	"JsonAggConstructor": "Use jsonb_agg or jsonb_object_agg.",
+	"CallStmt":                  "Send the statements of the procedure one by one.",
+	"CreateTableAsStmt":         "Run the SELECT and keep its result on your side.",
+	"DoStmt":                    "Send the statements of the block one by one.",
+	"ListenStmt":                "Poll with SELECT.",
+	"LockStmt":                  "Lock rows with SELECT … FOR UPDATE.",
+	"MergeSupportFunc":          "Return columns of the table.",
+	"NotifyStmt":                "Write to a table that the listener reads.",
+	"CTECycleClause":            "Track the path in a column of the recursive query.",
+	"CTESearchClause":           "Order by a path column of the recursive query.",
+	"CheckPointStmt":            "Ask the owner of the database.",
+	"ConstraintsSetStmt":        "Order the statements so that constraints hold after each.",
+	"LoadStmt":                  "Ask the owner of the database.",
+	"VacuumStmt":                "Ask the owner of the database.",
+	"JsonFuncExpr":              "Use jsonb_path_query_first, jsonb_path_exists or the operators -> and ->>.",
+	"JsonTable":                 "Use jsonb_to_recordset.",
+	"RangeTableFunc":            "Use xpath.",
+	"XmlExpr":                   "Put the document together on your side.",
+	"XmlSerialize":              "Cast it to text.",
+	"JsonIsPredicate":           "Cast it to jsonb, which fails where it is no JSON.",
+	"JsonParseExpr":             "Cast it to jsonb.",
+	"JsonScalarExpr":            "Use to_jsonb.",
+	"JsonSerializeExpr":         "Cast it to text.",
+	"JsonArrayQueryConstructor": "Use jsonb_agg in a subquery.",
+	"JsonArrayConstructor":      "Use jsonb_build_array.",
+	"JsonObjectConstructor":     "Use jsonb_build_object.",
+	"JsonObjectAgg":             "Use jsonb_object_agg.",
+	"JsonArrayAgg":              "Use jsonb_agg.",
+	"JsonAggConstructor":        "Use jsonb_agg or jsonb_object_agg.",
 }
 
 // unreadable refuses a name that cannot be bound, in PostgreSQL's words.

@@ -28,6 +28,9 @@ func TestWriteMasked(t *testing.T) {
 		{"of several", "update orders set (at, total) = (now(), $1::numeric) where id = 1", "", []int{1}},
 		{"of rows", "insert into orders (id, total) values (1, 1.5), (2, $3), ($1, default)", "", []int{3}},
 
+		{"merge", "merge into orders o using crm.customers c on o.id = c.id when matched then update set total = $1 when not matched then insert (id, total) values (c.id, $2)", "", []int{1, 2}},
+
+		{"merge of the null that is its mask", "merge into orders o using customers c on o.id = c.id when not matched then insert (id, total) values (c.id, null)", "NULL cannot be written", nil},
 		{"not granted", "update customers set card = '1' where id = 1", "public.customers.card is masked and cannot be written", nil},
 		{"both", "update customers set ssn = '1', card = '1' where id = 1", "public.customers.card is masked and cannot be written", nil},
 		{"every column", "insert into customers values (1, 'a', 'b', 'c', 'd')", "public.customers.card is masked and cannot be written", nil},
