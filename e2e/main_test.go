@@ -115,7 +115,7 @@ func start(ctx context.Context, o demo.Options) (*demo.Site, error) {
 	if err != nil {
 		return nil, err
 	}
-	policies["e2e.yaml"], policies["e2e-echo.yaml"], policies["e2e-cluster.yaml"] = extra, echo, clusterPolicy
+	policies["e2e.yaml"], policies["e2e-echo.yaml"], policies["e2e-cluster.yaml"], policies["e2e-hosts.yaml"] = extra, echo, clusterPolicy, onHosts
 	if o.Policies == nil {
 		o.Policies = policies
 	}
@@ -123,7 +123,15 @@ func start(ctx context.Context, o demo.Options) (*demo.Site, error) {
 	if o.PostgresVersion == "" {
 		o.PostgresVersion = "18"
 	}
-	return demo.Start(ctx, o)
+	s, err := demo.Start(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := prepareHost(s); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
 }
 
 // own starts a Site of the test's own, for tests that break something.

@@ -136,8 +136,8 @@ type StreamChunk struct {
 	Columns int    `json:"columns,omitempty"`
 	Rows    int    `json:"rows,omitempty"`
 	Term    string `json:"term,omitempty"` // kind of terminal, with the first size
-	// Omitted counts bytes left out: the recording bound was reached, or they
-	// are a file in transit or other binary.
+	// Omitted counts bytes left out, at the end: the recording bound was reached,
+	// or they are a file in transit or other binary.
 	Omitted int64 `json:"omitted,omitempty"`
 }
 

@@ -69,7 +69,7 @@ func StartSSHD(ctx context.Context, dir, trustedCA string) (*SSHD, error) {
 	text := strings.Join([]string{
 		"ListenAddress " + s.Addr, "HostKey " + s.file("host"), "PidFile none", "TrustedUserCAKeys " + trustedCA,
 		"AuthorizedKeysFile " + s.file("authorized_keys"), "StrictModes no", "UsePAM no", "PasswordAuthentication no",
-		"KbdInteractiveAuthentication no", "PermitRootLogin prohibit-password", "PrintMotd no", "AcceptEnv LANG LC_* GIT_PROTOCOL",
+		"KbdInteractiveAuthentication no", "PermitRootLogin prohibit-password", "PrintMotd no", "AcceptEnv LANG LC_* GIT_PROTOCOL TEST_*",
 		"Subsystem sftp internal-sftp", "LogLevel VERBOSE", "MaxStartups 200", "",
 	}, "\n")
 	if err := os.WriteFile(s.file("sshd_config"), []byte(text), 0o600); err != nil {

@@ -34,7 +34,7 @@ type renewal struct {
 // when the other one was. HTTP requests bring their own.
 func (n *renewal) renews(s access.Session) bool {
 	p, old := n.Principal, s.Principal
-	return s.Resource.Kind == access.Postgres && p.Key() == old.Key() && p.Instance == old.Instance && p.Job == old.Job &&
+	return (s.Resource.Kind == access.Postgres || s.Resource.Kind == access.SSH) && p.Key() == old.Key() && p.Instance == old.Instance && p.Job == old.Job &&
 		(p.Token.Bound == "") == (old.Token.Bound == "") && slices.EqualFunc(p.Chain, old.Chain, sameHop) && sameHost(n.Client, s.Client) && p.Token.ExpiresAt.After(old.Token.ExpiresAt)
 }
 
@@ -74,7 +74,7 @@ func (r *Registry) Renewable(ctx context.Context, p access.Principal, client str
 	return n, nil
 }
 
-// Renew gives the PostgreSQL sessions of the principal, opened with the same
+// Renew gives the PostgreSQL and SSH sessions of the principal, opened with the same
 // chain from the same address, its fresh token: they last as long as it does,
 // at every replica, and 24 hours from their opening at most. From then on they
 // are judged as p, whose groups may be others. Renew neither verifies nor

@@ -43,6 +43,13 @@ func New(c Config) *Gate {
 	return &Gate{Config: c, waiting: make(chan struct{}, c.MaxWaiting), sources: newSources(c.MaxWaitingEach)}
 }
 
+// Waiting counts the connections of an address that have not authenticated.
+func (g *Gate) Waiting(addr net.Addr) int {
+	g.sources.mu.Lock()
+	defer g.sources.mu.Unlock()
+	return g.sources.waiting[sourceOf(addr)]
+}
+
 // A Conn is one connection behind its header.
 type Conn struct {
 	net.Conn

@@ -1,11 +1,6 @@
 package postgres
 
-import (
-	"errors"
-	"syscall"
-
-	"github.com/prometheus/client_golang/prometheus"
-)
+import "github.com/prometheus/client_golang/prometheus"
 
 // metrics are the few numbers that tell how the service does.
 type metrics struct {
@@ -41,9 +36,4 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		}
 	}
 	return m, nil
-}
-
-// isExhausted reports a lack of file descriptors, which passes.
-func isExhausted(err error) bool {
-	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }

@@ -7,16 +7,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"runtime/debug"
-	"sync"
 	"time"
 
-	"github.com/pires/go-proxyproto"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/session/ingress"
 	"chaperone.dev/chaperone/internal/sql"
 	"chaperone.dev/chaperone/internal/sql/catalog"
 )
@@ -192,8 +190,7 @@ type Service struct {
 	catalogs *catalogs
 	logins   logins
 	keys     *cancelKeys
-	pending  chan struct{} // unauthenticated connections
-	sources  *sources      // the same by where they come from
+	gate     *ingress.Gate
 	live     chan struct{} // sessions
 }
 
@@ -232,8 +229,9 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	all := logins{newSessionRoles(cfg.Replica, deps.Clock, deps.Log)}
 	return &Service{
 		cfg: cfg, deps: deps, metrics: m, catalogs: newCatalogs(deps.Clock, all), logins: all, keys: newCancelKeys(cfg.MaxSessions),
-		sources: newSources(cfg.MaxWaitingPerSource),
-		pending: make(chan struct{}, cfg.MaxUnauthenticated), live: make(chan struct{}, cfg.MaxSessions),
+		live: make(chan struct{}, cfg.MaxSessions),
+		gate: ingress.New(ingress.Config{Name: "postgres", HeaderTimeout: cfg.StartupTimeout, MaxWaiting: cfg.MaxUnauthenticated,
+			MaxWaitingEach: cfg.MaxWaitingPerSource, Log: deps.Log, Refused: func(reason string) { m.refused.WithLabelValues(reason).Inc() }}),
 	}, nil
 }
 
@@ -241,127 +239,9 @@ func New(cfg Config, deps Deps) (*Service, error) {
 // header, until ctx ends or l fails. It closes l, and returns when every
 // session has ended; after ctx ended it returns nil.
 func (s *Service) Serve(ctx context.Context, l net.Listener) error {
-	asked := ctx
-	ctx, stop := context.WithCancelCause(context.WithoutCancel(asked)) // so that sessions learn why they end
-	end := func() {
-		stop(shutdown())
-		l.Close()
-	}
-	unwatch := context.AfterFunc(asked, end)
-	defer unwatch()
-	var sessions sync.WaitGroup
-	defer s.logins.made.close()
 	defer s.catalogs.close()
-	defer sessions.Wait()
-	defer end()
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			if asked.Err() != nil {
-				return nil
-			}
-			if temporary(ctx, err) {
-				continue
-			}
-			return fmt.Errorf("postgres service: accept: %w", err)
-		}
-		select {
-		case s.pending <- struct{}{}:
-			sessions.Go(func() { s.accept(ctx, conn) })
-		default:
-			s.metrics.refused.WithLabelValues("crowded").Inc()
-			s.deps.Log.Warn("postgres connection closed: too many have not authenticated", "bound", s.cfg.MaxUnauthenticated)
-			conn.Close()
-		}
-	}
-}
-
-// acceptPause is how long a listener rests that lacks file descriptors.
-const acceptPause = 50 * time.Millisecond
-
-// temporary waits a little after a fault of accept that can pass.
-func temporary(ctx context.Context, err error) bool {
-	var fault net.Error
-	if !errors.As(err, &fault) || !fault.Timeout() && !isExhausted(err) {
-		return false
-	}
-	select {
-	case <-time.After(acceptPause):
-	case <-ctx.Done():
-	}
-	return true
-}
-
-// shutdown is why sessions end when the service does.
-func shutdown() *access.Denial {
-	return &access.Denial{
-		RequestID: access.NewRequestID(), Reason: access.SessionEnded, Message: "the gateway is shutting down",
-		Hint: "connect again",
-	}
-}
-
-// accept serves one connection from the first byte to the last. It owns conn
-// and one place in s.pending.
-func (s *Service) accept(ctx context.Context, conn net.Conn) {
-	var once sync.Once
-	authenticated := func() { once.Do(func() { <-s.pending }) }
-	defer authenticated()
-	defer conn.Close()
-	defer func() {
-		if fault := recover(); fault != nil {
-			s.metrics.refused.WithLabelValues("panic").Inc()
-			s.deps.Log.Error("postgres connection closed: panic", "fault", fault, "stack", string(debug.Stack()))
-		}
-	}()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	header, proxied, err := s.proxyHeader(conn)
-	if err != nil {
-		s.metrics.refused.WithLabelValues("proxy-header").Inc()
-		s.deps.Log.Warn("postgres connection closed: no PROXY v2 header", "error", err)
-		return
-	}
-	leave, ok := s.sources.enter(header.SourceAddr)
-	if !ok {
-		s.metrics.refused.WithLabelValues("crowded-source").Inc()
-		s.deps.Log.Warn("postgres connection closed: too many from its address have not authenticated",
-			"client", header.SourceAddr, "bound", s.cfg.MaxWaitingPerSource)
-		return
-	}
-	defer leave()
-	c := &connection{Service: s, conn: proxied, source: header.SourceAddr, unwatch: stop}
-	c.authenticated = func() {
-		leave()
-		authenticated()
-	}
-	c.tlvs, _ = header.TLVs()
-	c.serve(ctx)
-}
-
-// proxyHeader reads the header that Envoy puts before everything else. Without
-// it nobody vouches for the client's address.
-func (s *Service) proxyHeader(conn net.Conn) (*proxyproto.Header, net.Conn, error) {
-	proxied := proxyproto.NewConn(conn,
-		proxyproto.WithPolicy(proxyproto.REQUIRE),
-		proxyproto.SetReadHeaderTimeout(s.cfg.StartupTimeout),
-		proxyproto.ValidateHeader(validHeader))
-	header := proxied.ProxyHeader()
-	if _, err := proxied.Read(nil); err != nil {
-		return nil, nil, err
-	}
-	if header == nil {
-		return nil, nil, proxyproto.ErrNoProxyProtocol
-	}
-	return header, proxied, nil
-}
-
-func validHeader(h *proxyproto.Header) error {
-	if h.Version != 2 || !h.Command.IsProxy() {
-		return errors.New("not a version 2 PROXY command")
-	}
-	if _, _, ok := h.TCPAddrs(); !ok {
-		return errors.New("not a TCP client")
-	}
-	_, err := h.TLVs()
-	return err
+	return s.gate.Serve(ctx, l, func(ctx context.Context, conn *ingress.Conn) {
+		c := &connection{Service: s, conn: conn, source: conn.Source, unwatch: conn.Keep, authenticated: conn.Authenticated}
+		c.serve(ctx)
+	})
 }

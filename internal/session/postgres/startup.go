@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
-	"github.com/pires/go-proxyproto"
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/identity"
@@ -41,8 +40,7 @@ type connection struct {
 	*Service
 	conn          net.Conn
 	source        net.Addr // the client as Envoy saw it
-	tlvs          []proxyproto.TLV
-	secure        bool // TLS ends here
+	secure        bool     // TLS ends here
 	shown         identity.Shown
 	authenticated func()
 	unwatch       func() bool

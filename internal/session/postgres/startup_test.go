@@ -396,9 +396,7 @@ func TestUnauthenticatedAreBoundedBySource(t *testing.T) {
 	} {
 		counted := func(n int) func() bool {
 			return func() bool {
-				g.sources.mu.Lock()
-				defer g.sources.mu.Unlock()
-				return g.sources.waiting[sourceOf(&net.TCPAddr{IP: net.ParseIP(c.crowd)})] == n
+				return g.gate.Waiting(&net.TCPAddr{IP: net.ParseIP(c.crowd)}) == n
 			}
 		}
 		first, second := dial(c.crowd), dial(c.crowd)

@@ -9,6 +9,7 @@ import (
 	gossh "golang.org/x/crypto/ssh"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/shell"
 )
 
 // act judges, decides and does what the client asks of a session channel.
@@ -37,16 +38,16 @@ func (c *channel) act(ctx context.Context, kind, text string) {
 
 // call is what the client asks for, as the judge understands it.
 func (c *channel) call(kind, text string) access.SSHCall {
-	call := access.SSHCall{User: c.user, Command: text, Terminal: c.terminal != nil, Environment: c.environment}
+	var call access.SSHCall
 	switch kind {
 	case "shell":
-		call.Act = access.ActShell
+		call = access.SSHCall{Act: access.ActShell, Environment: c.environment}
 	case "subsystem":
-		call.Act = access.ActSubsystem
+		call = access.SSHCall{Act: access.ActSubsystem, Command: text, Environment: c.environment}
 	default:
-		call.Act = access.ActExec
-		call.Unknown = []string{"commands are not read"}
+		call = shell.Judge(text, c.environment)
 	}
+	call.User, call.Terminal = c.user, c.terminal != nil
 	return call
 }
 
@@ -54,48 +55,58 @@ func (c *channel) call(kind, text string) access.SSHCall {
 func (c *channel) run(ctx context.Context, v *verdict, kind, text string) {
 	r, err := c.newRelay(v)
 	if err == nil {
-		err = c.start(ctx, r, kind, text)
+		r.up, r.upRequests, err = c.start(ctx, r, kind, text)
 	}
 	if err == nil {
 		err = r.run(ctx)
 	}
-	switch {
-	case err == nil:
-	case errors.Is(err, errClientLeft):
-		v.failure = errClientLeft.Error()
-	default:
-		d := c.fault(ctx, v, err)
-		v.failure = d.Message
-		c.deny(d)
-	}
+	v.failure = c.conclude(ctx, v.request.ID, v.decision, err)
 }
 
-// start opens a channel at the target and begins the act there.
-func (c *channel) start(ctx context.Context, r *relay, kind, text string) error {
+// conclude tells the client what went wrong with a permitted act, if anything
+// did, and returns it for the recording.
+func (c *channel) conclude(ctx context.Context, id string, decision access.Decision, err error) string {
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(err, errClientLeft), errors.Is(context.Cause(ctx), errClientLeft):
+		return errClientLeft.Error()
+	}
+	d := c.fault(ctx, id, decision, err)
+	c.deny(d)
+	return d.Message
+}
+
+// start opens a channel at the target and begins the act there. r, which may be
+// nil, records the terminal.
+func (c *channel) start(ctx context.Context, r *relay, kind, text string) (up gossh.Channel, requests <-chan *gossh.Request, err error) {
+	name := c.resource.Access.Name
 	client, err := c.reach(ctx)
 	if err != nil {
-		return &targetError{"the gateway cannot reach " + c.resource.Access.Name, err}
+		return nil, nil, &targetError{"the gateway cannot reach " + name, err}
 	}
-	up, requests, err := client.OpenChannel("session", nil)
+	up, requests, err = client.OpenChannel("session", nil)
 	if err != nil {
-		return &targetError{c.resource.Access.Name + " opens no channel", err}
+		return nil, nil, &targetError{name + " opens no channel", err}
 	}
+	defer func() {
+		if err != nil {
+			up.Close()
+		}
+	}()
 	for name, value := range c.environment { // sshd takes what it likes of it
 		if _, err := up.SendRequest("env", false, gossh.Marshal(struct{ Name, Value string }{name, value})); err != nil {
-			up.Close()
-			return &targetError{c.resource.Access.Name + " ended the channel", err}
+			return nil, nil, &targetError{c.resource.Access.Name + " ended the channel", err}
 		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if t := c.terminal; t != nil {
+	if t := c.terminal; t != nil && r != nil {
 		if ok, err := up.SendRequest("pty-req", true, gossh.Marshal(t)); err != nil || !ok {
-			up.Close()
-			return &targetError{c.resource.Access.Name + " gives no terminal", err}
+			return nil, nil, &targetError{name + " gives no terminal", err}
 		}
 		if err := r.opened(ctx, t); err != nil {
-			up.Close()
-			return err
+			return nil, nil, err
 		}
 	}
 	var payload []byte
@@ -103,12 +114,12 @@ func (c *channel) start(ctx context.Context, r *relay, kind, text string) error 
 		payload = gossh.Marshal(struct{ Text string }{text})
 	}
 	if ok, err := up.SendRequest(kind, true, payload); err != nil || !ok {
-		up.Close()
-		return &targetError{c.resource.Access.Name + " refuses to do it", err}
+		return nil, nil, &targetError{name + " refuses to do it", err}
 	}
-	c.up, c.on = up, r
-	r.up, r.upRequests = up, requests
-	return nil
+	if r != nil {
+		c.up, c.on = up, r
+	}
+	return up, requests, nil
 }
 
 // A targetError is a fault of the target's, with words for the client.
@@ -127,9 +138,10 @@ func (e *targetError) Error() string {
 func (e *targetError) Unwrap() error { return e.err }
 
 // fault turns what went wrong with a permitted act into a denial and records it.
-func (c *channel) fault(ctx context.Context, v *verdict, err error) *access.Denial {
+func (c *channel) fault(ctx context.Context, id string, decision access.Decision, err error) *access.Denial {
 	var denial *access.Denial
 	var target *targetError
+	var files *sftpError
 	cause := err.Error()
 	switch {
 	case ctx.Err() != nil && errors.As(context.Cause(ctx), &denial): // killed, expired, …
@@ -142,15 +154,17 @@ func (c *channel) fault(ctx context.Context, v *verdict, err error) *access.Deni
 			denial.Message = c.resource.Access.Name + " does not prove to be the host that the gateway knows; nothing was sent to it"
 			denial.Hint = "tell the operators: the host's key is another than the pinned one"
 		}
+	case errors.As(err, &files):
+		denial = &access.Denial{Reason: access.Unreadable, Message: printable(files.Error(), 200)}
 	default:
 		denial = &access.Denial{Reason: access.Unavailable, Message: "the act ended: the gateway failed", Hint: "tell the operators the request id"}
 	}
-	denial.RequestID, denial.Resource, denial.Revision = v.request.ID, c.resource.Access.Name, v.decision.Revision
+	denial.RequestID, denial.Resource, denial.Revision = id, c.resource.Access.Name, decision.Revision
 	if denial.Rule == "" {
-		denial.Rule = v.decision.Rule()
+		denial.Rule = decision.Rule()
 	}
-	c.log.Warn("ssh act failed", "request", v.request.ID, "error", cause)
-	e := c.event(access.Event{Request: v.request.ID, Denied: &access.Denied{Denial: *denial, Cause: cause, Resource: denial.Resource, Client: c.info.Client}})
+	c.log.Warn("ssh act failed", "request", id, "error", cause)
+	e := c.event(access.Event{Request: id, Denied: &access.Denied{Denial: *denial, Cause: cause, Resource: denial.Resource, Client: c.info.Client}})
 	c.lastWords(ctx, e)
 	return denial
 }

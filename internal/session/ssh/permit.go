@@ -44,7 +44,7 @@ type refusal struct {
 
 // decide asks policy about a call.
 func (s *session) decide(ctx context.Context, id string, call access.SSHCall) *verdict {
-	v := &verdict{session: s, request: access.Request{ID: id, Session: s.info.ID, Time: s.deps.Clock(), Principal: s.info.Principal,
+	v := &verdict{session: s, request: access.Request{ID: id, Session: s.info.ID, Time: s.deps.Clock(), Principal: s.principal(),
 		Resource: s.resource.Access, Action: access.Action{SSH: &call}}}
 	v.decision = s.deps.Decider.Decide(ctx, v.request)
 	return v
@@ -77,6 +77,9 @@ func (s *session) permitted(ctx context.Context, v *verdict, tell func(string) e
 	}
 	if v.decision.Effect == access.Deny {
 		return s.append(ctx, v, &refusal{denial: access.DenialOf(v.request, v.decision), cause: "policy", recorded: true}, v.decided())
+	}
+	if !s.mayGoOn(v) {
+		return s.append(ctx, v, &refusal{denial: v.outlived(), cause: "token expired"}, v.decided())
 	}
 	if r := s.unservable(v); r != nil {
 		return s.append(ctx, v, r, v.decided())
@@ -199,7 +202,7 @@ func (v *verdict) end(ctx context.Context) {
 			s.log.Warn("the use of an act is counted too high", "request", v.request.ID, "error", err)
 		}
 	}
-	s.lastWords(ctx, s.event(access.Event{Request: v.request.ID, Ended: &access.Ended{Tag: v.tag, Bytes: v.bytes, Masked: v.masked,
+	s.record(ctx, access.Written, s.event(access.Event{Request: v.request.ID, Ended: &access.Ended{Tag: v.tag, Bytes: v.bytes, Masked: v.masked,
 		Duration: took, Error: v.failure, Streams: v.streams}}))
 	if v.failure != "" {
 		v.span.SetStatus(codes.Error, "failed")

@@ -37,9 +37,9 @@ type recorded struct {
 	name   string
 	digest hash.Hash
 	bytes  int64
-	mask   *mask.Stream // nil: nothing more is kept
-	rest   []byte       // the beginning of a character
-	omit   int64
+	mask   mask.Writer // nil: nothing more is kept
+	rest   []byte      // the beginning of a character
+	kept   int64       // bytes of text that were written
 }
 
 // secrets are what no recording holds, whatever policy masks on the way to the
@@ -73,7 +73,11 @@ func (r *recording) stream(name string) *recorded {
 		}
 	}
 	st := &recorded{name: name, digest: sha256.New()}
-	if !r.transfer {
+	switch {
+	case r.transfer:
+	case r.terminal:
+		st.mask = secrets().NewTerminal()
+	default:
 		st.mask = secrets().NewText()
 	}
 	r.streams = append(r.streams, st)
@@ -93,12 +97,11 @@ func (r *recording) write(ctx context.Context, name string, piece []byte) error 
 	st.digest.Write(piece)
 	st.bytes += int64(len(piece))
 	if st.mask == nil {
-		st.omit += int64(len(piece))
 		return nil
 	}
 	text, err := st.mask.Write(piece)
 	if err != nil { // binary
-		st.mask, st.omit = nil, st.omit+int64(len(piece))
+		st.mask = nil
 		return nil
 	}
 	return r.keep(ctx, st, text, false)
@@ -114,14 +117,17 @@ func (r *recording) keep(ctx context.Context, st *recorded, text []byte, last bo
 	if len(text) == 0 {
 		return nil
 	}
-	if r.kept+int64(len(text)) > r.bound {
+	if left := r.bound - r.kept; int64(len(text)) > left {
 		if r.terminal {
 			return r.v.limit(fmt.Sprintf("the terminal showed more than %d bytes", r.bound))
 		}
-		st.mask, st.omit = nil, st.omit+int64(len(text))
-		return nil
+		st.mask, text = nil, text[:completeUTF8(text[:left])]
+		if len(text) == 0 {
+			return nil
+		}
 	}
 	r.kept += int64(len(text))
+	st.kept += int64(len(text))
 	c := &access.StreamChunk{Name: st.name}
 	if utf8.Valid(text) {
 		c.Text = string(text)
@@ -149,7 +155,8 @@ func (r *recording) sums() (all []access.StreamSum) {
 	ctx, cancel := context.WithTimeout(context.Background(), recordWithin)
 	defer cancel()
 	for _, st := range r.streams {
-		if st.mask != nil {
+		whole := st.mask != nil
+		if whole {
 			rest, err := st.mask.Close()
 			if err == nil {
 				err = r.keep(ctx, st, rest, true)
@@ -158,8 +165,8 @@ func (r *recording) sums() (all []access.StreamSum) {
 				r.session.log.Error("the end of a stream is not recorded", "request", r.v.request.ID, "error", err)
 			}
 		}
-		if st.omit > 0 {
-			if err := r.append(ctx, &access.StreamChunk{Name: st.name, Omitted: st.omit}); err != nil {
+		if omitted := st.bytes - st.kept; !whole && omitted > 0 {
+			if err := r.append(ctx, &access.StreamChunk{Name: st.name, Omitted: omitted}); err != nil {
 				r.session.log.Error("the end of a stream is not recorded", "request", r.v.request.ID, "error", err)
 			}
 		}

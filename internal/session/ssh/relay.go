@@ -69,8 +69,10 @@ func (r *relay) resized(ctx context.Context, columns, rows int) error {
 func (r *relay) run(ctx context.Context) error {
 	ctx, r.stop = context.WithCancelCause(ctx)
 	defer r.stop(nil)
+	r.c.target.ending.Add(1)
 	stopTimer := r.limitTime()
 	defer stopTimer()
+	defer r.v.endWithToken(r.fail)()
 	var out sync.WaitGroup
 	done := make(chan struct{})
 	begin := func(run func()) { r.c.acting.Go(func() { r.c.guard(run) }) }
@@ -88,10 +90,11 @@ func (r *relay) run(ctx context.Context) error {
 	if err == nil {
 		_ = r.c.ch.CloseWrite() // the client may have left
 		err = r.finish()
-	} else {
+	} else if !errors.Is(err, errClientLeft) { // what sshd does with the commands of those is its own matter
 		_, _ = r.up.SendRequest("signal", false, gossh.Marshal(struct{ Name string }{"KILL"}))
 	}
 	_ = r.up.Close() // the target may have left
+	begin(func() { r.c.target.endAct(done) })
 	r.mu.Lock()
 	r.over = true
 	r.v.bytes, r.v.masked = r.bytes, r.masked
@@ -192,8 +195,11 @@ func (r *relay) input(ctx context.Context) {
 
 // output carries what the target sends on one stream.
 func (r *relay) output(ctx context.Context, name string, from io.Reader, to io.Writer) {
-	var stream *mask.Stream
-	if r.masker != nil {
+	var stream mask.Writer
+	switch {
+	case r.masker != nil && r.c.terminal != nil:
+		stream = r.masker.NewTerminal()
+	case r.masker != nil:
 		stream = r.masker.NewText()
 	}
 	buffer := make([]byte, chunk)

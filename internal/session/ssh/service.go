@@ -88,6 +88,9 @@ type Verifier interface {
 type Decider interface {
 	Decide(ctx context.Context, req access.Request) access.Decision
 	MayConnect(ctx context.Context, p access.Principal, r access.Resource) bool
+	// SessionMax is the longest that a rule grants to a session beyond its
+	// token, counted from its opening.
+	SessionMax(ctx context.Context, p access.Principal, r access.Resource) time.Duration
 }
 
 // A Recorder stores events: durable when it returns nil. After an error the
@@ -107,11 +110,12 @@ type Approvals interface {
 }
 
 // Sessions is the registry of live sessions. The context that Open returns ends
-// with a *access.Denial as its cause; the function closes the session. Revoked
-// reports whether the principal's token has been taken back; an error means that
+// with a *access.Denial as its cause; the function closes the session. Principal
+// is whom it acts for now: a fresh token may have come. Revoked reports whether the principal's token has been taken back; an error means that
 // it is not known.
 type Sessions interface {
 	Open(ctx context.Context, s access.Session) (context.Context, func(cause string), error)
+	Principal(session string) (access.Principal, bool)
 	Revoked(ctx context.Context, p access.Principal) (bool, error)
 }
 

@@ -40,6 +40,7 @@ type session struct {
 	user     string // account at the target
 	log      *slog.Logger
 	span     trace.Span
+	outlives bool // some rule lets it go on though its token has expired
 
 	// refused is why there is no session: every channel is told.
 	refused *access.Denial
@@ -79,6 +80,10 @@ func (s *Service) open(ctx context.Context, conn *ingress.Conn, l *link, who ide
 	}
 	info := access.Session{ID: access.NewSessionID(), Principal: who.principal, Resource: resource.Access, Client: conn.Source.String(),
 		Opened: s.deps.Clock(), Deadline: who.principal.Token.ExpiresAt}
+	outlives := false
+	if last := info.Opened.Add(s.deps.Decider.SessionMax(ctx, who.principal, resource.Access)); last.After(info.Deadline) {
+		info.Deadline, outlives = last, true
+	}
 	ctx, span := s.startSessionSpan(ctx, &info, user)
 	defer span.End()
 	conn.Keep() // from here on the session itself watches ctx
@@ -93,7 +98,7 @@ func (s *Service) open(ctx context.Context, conn *ingress.Conn, l *link, who ide
 	}
 	s.metrics.sessions.Inc()
 	defer s.metrics.sessions.Dec()
-	one := &session{Service: s, conn: conn, link: l, info: info, resource: resource, user: user, span: span,
+	one := &session{Service: s, conn: conn, link: l, info: info, resource: resource, user: user, span: span, outlives: outlives,
 		log: s.deps.Log.With("session", info.ID, "resource", resource.Access.Name)}
 	closeSession(one.run(ctx))
 }
@@ -300,9 +305,14 @@ func (s *session) globals(ctx context.Context) {
 
 // lastWords records while the session's context may have ended already.
 func (s *session) lastWords(ctx context.Context, events ...access.Event) {
+	s.record(ctx, access.Synced, events...)
+}
+
+// record is for what has happened, whether or not it can be recorded.
+func (s *session) record(ctx context.Context, durable access.Durability, events ...access.Event) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordWithin)
 	defer cancel()
-	if err := s.deps.Recorder.Append(ctx, access.Synced, events...); err != nil {
+	if err := s.deps.Recorder.Append(ctx, durable, events...); err != nil {
 		s.log.Error("ssh events not recorded", "error", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"time"
 
 	gossh "golang.org/x/crypto/ssh"
 )
@@ -18,6 +19,20 @@ type targetLink struct {
 	mu     sync.Mutex
 	client *gossh.Client
 	closed bool
+	ending sync.WaitGroup // acts that the target may have to end still
+}
+
+// endGrace is how long a target has to end an act before its connection closes:
+// a connection that closes at once may take the word that ends it along.
+const endGrace = 500 * time.Millisecond
+
+// endAct says that the target was told to end an act, and waits until it has.
+func (t *targetLink) endAct(done <-chan struct{}) {
+	defer t.ending.Done()
+	select {
+	case <-done:
+	case <-time.After(endGrace):
+	}
 }
 
 // errHostKey is a target that does not prove itself.
@@ -121,8 +136,9 @@ func (r Resource) hostAlgorithms() (names []string) {
 	return names
 }
 
-// close ends the connection, now and for good.
+// close ends the connection for good, once its acts have ended, or had the time.
 func (t *targetLink) close() {
+	t.ending.Wait()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
