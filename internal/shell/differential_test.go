@@ -155,7 +155,7 @@ func (g generator) pick(from ...string) string { return from[g.IntN(len(from))] 
 
 func (g generator) word() string {
 	if g.IntN(4) > 0 {
-		return g.pick("x", "y", "-l", "-n", "5", "'a b'", `"c d"`, `e\ f`, "~", "~/x", "s/x", `'q'\''r'`, `"\"z"`, "k=v", "a:b", "--", "-", "''", `""`, "'$x'", "'*'", "\"ö\"", "x.y", "@x", "x,y", "x+", "'!'")
+		return g.pick("x", "y", "-l", "-n", "5", "'a b'", `"c d"`, `e\ f`, "~", "~/x", "s/x", `'q'\''r'`, `"\"z"`, "k=v", "a:b", "--", "-", "''", `""`, "'$x'", "'*'", "\"ö\"", "x.y", "'%n'", "PATH", "-x", "@x", "x,y", "x+", "'!'")
 	}
 	return g.pick("$x", `"$x"`, "${x}", "$(a)", "`b`", "*", "?", "[a]", "{c,d}", `"\$x"`, `'\'`, `"\\"`, "ö", "=", "=a", "%1", "!", "^", "#", "# c", "$", "$'a'", `\n`, `\"`, `\'`, "\\\n", "~x", "k=~/x", "'~/x'", "<(a)", "(", ")", "{", "}", "\"`b`\"", "$((1))")
 }
@@ -180,7 +180,7 @@ func (g generator) command(depth int) string {
 		b.WriteString(g.pick("sh", "bash", "dash") + " -c " + quote + strings.ReplaceAll(g.list(depth-1), quote, "") + quote)
 		return b.String()
 	}
-	b.WriteString(g.pick("a", "b", "c", "ls", "cat", "rm", "grep", "make", "'a'", `"b"`, `\c`, "x", "y", "echo", "printf", "test", "cd s;a", "tee", "find", "true", "./a", "python3", "sh", "eval", ".", "[", "if", "d"))
+	b.WriteString(g.pick("a", "b", "c", "ls", "cat", "rm", "grep", "make", "'a'", `"b"`, `\c`, "x", "y", "echo", "printf", "test", "cd s;a", "tee", "find", "true", "./a", "jobs -x", "printf -v", "printf", "python3", "sh", "eval", ".", "[", "if", "d"))
 	for range g.IntN(4) {
 		b.WriteString(" " + g.word())
 	}

@@ -224,6 +224,9 @@ func (j *judge) run(words []string, depth int) {
 		return
 	}
 	name, args := baseName(words[0]), words[1:]
+	if !isInstalled(words[0]) {
+		j.dunnoPaths("the gateway does not know what %s touches", quoted(words[0]))
+	}
 	switch {
 	case name == "" || name == "." || name == "..":
 		j.dunno("%s is no name of a program", quoted(words[0]))
@@ -238,7 +241,7 @@ func (j *judge) run(words []string, depth int) {
 			j.wrapped(name, unwrap, args, depth)
 			return
 		}
-		j.program(name, words[0], args)
+		j.program(name, args)
 	}
 }
 

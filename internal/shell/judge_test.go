@@ -51,7 +51,7 @@ func TestJudgeUnknown(t *testing.T) {
 		"l*", "[ -f x ]", "[[ -f x ]]", "(ls)", "{ ls; }", "if a; then b; fi", "for i in a; do b; done", "while a; do b; done", "case a in a) b;; esac", "f() { ls; }", "f () { ls; }; f",
 		"function f { ls; }", "((1))", "time ls", "coproc ls", "select x in a; do b; done", "ls |& wc", "ls &> f", "ls >& f", "ls >| f", "ls <> f", "ls <<E\na\nE", "cat <<< a", "ls <&3", "ls 12> f", "ls {x}> f", "ls >$f", "> f",
 		"PATH=/tmp ls", "LD_PRELOAD=/tmp/x ls", "BASH_ENV=x sh f", "IFS=x ls", "x=1", "x=1 ls", "a+=b", "a[0]=1", "LANG=../../x ls", "LC_ALL=ja_JP.SJIS ls", "export A=b", "declare -x A=b", "readonly A=b", "local A=b",
-		"eval ls", "'eval' ls", `\eval ls`, ". ./f", "source f", "builtin eval ls", "command eval ls", "exec eval ls", "alias ls=rm", "trap ls EXIT", "set -- a", "read x", "printf -v PATH /tmp", "printf %d 'a[$(id)]'", "test 'a[$(id)]' -eq 1", "exit 'a[$(id)]'",
+		"eval ls", "'eval' ls", `\eval ls`, ". ./f", "source f", "builtin eval ls", "command eval ls", "exec eval ls", "alias ls=rm", "trap ls EXIT", "set -- a", "read x", "printf -v PATH /tmp", "printf 'xx%n' PATH", "printf '%5n' PATH", "printf %*d 1 2", "printf -- '%n' PATH", "jobs -x rm f", "fg", "hist -s", "printf %d 'a[$(id)]'", "test 'a[$(id)]' -eq 1", "exit 'a[$(id)]'", "shift 'a[$(id)]'",
 		"sh", "ls | sh", "sh -s a", "sh -c", "sh -c a b", "sh -c 'ls $x'", "sh -xc ls", "bash --rcfile x", "python3", "python3 -c 'print(1)'", "python3 -m http.server", "perl -e 1", "ruby -e 1", "node -e 1", "php -r 1", "awk 'BEGIN{system(\"id\")}'", "awk -f x", "sed -n '1e id' f", "sed s/a/b/e f", "sed 's/a/b/w x' f",
 		"xargs ls", "ls | xargs rm", "find . -exec ls {} +", "find . -exec ls '{}' ';'", "find . -newfangled x -execdir ls '{}' ';'", "ssh h ls", "su -c ls", "busybox sh", "vi f", "less f", "watch ls", "script", "crontab -", "chroot / ls", "sudo -s", "sudo -i", "sudo -e f", "sudo A=b ls", "sudo -u", "env -S 'ls -l'", "env PATH=x ls", "env -i ls", "nice --weird ls", "timeout --foreground 5 ls", "timeout 5 sh", "nohup sh", "setsid bash", "psql -c x", "/usr/lib/openssh/sftp-server",
 		"ls 'a\\\\b'", `ls 'a\'`, `ls "a\b"`, "ls \"a\\`b\"", `ls a\nb`, "ls a\\\nb", "ls a\x00", "ls a\x1b[31m", "ls a\rb", "ls \xff", "ls ö", "ls\u00a0x", "ls 'a", `ls "a`, "ls )", "ls }", "ls ;;", "| ls", "&& ls", "ls &!", "ls &|", "- ls", "=ls", "+x", "@x", ",x", "noglob ls", "repeat 3 ls", "foreach x (a) ls; end", "not ls", "and ls", "begin; ls; end",
@@ -108,7 +108,7 @@ func TestJudgePaths(t *testing.T) {
 func TestJudgeUnknownPaths(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
-		"make", "tar cf x /srv", "./cat /a", "/tmp/cat /a", "cat /a/../b", "cat ..", "cd /srv && cat a", "cat --help", "sort -o /a /b", "date 0101", "date -s now", "hostname x", "find / -delete", "find / -fprint /a", "find /", "cp -t /a /b", "cp a",
+		"make", "tar cf x /srv", "./cat /a", "/tmp/cat /a", "./echo x", "/tmp/true", "~/cd /", "./find /a", "./sudo cat /a", "/tmp/env cat /a", "/tmp/timeout 5 cat /a", "cat /a/../b", "cat ..", "cd /srv && cat a", "cat --help", "sort -o /a /b", "date 0101", "date -s now", "hostname x", "find / -delete", "find / -fprint /a", "find /", "cp -t /a /b", "cp a",
 		"ln -s a b", "tee --output-error /a", "grep -f /a /b", "grep --file=/a /b", "wc --files0-from=/a", "nohup make", "python3 /a", "rm --no-preserve-root -rf /", "awk '{print}' a=b /c", "md5sum -c /a", "file -m /a /b", "date -I 010112002026", "sudo touch --reference /a /b",
 	} {
 		call := Judge(text, nil)

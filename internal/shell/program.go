@@ -1,6 +1,7 @@
 package shell
 
 import (
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -225,7 +226,7 @@ var known = sync.OnceValue(func() map[string]*grammar {
 })
 
 // program judges the arguments of a program that runs nothing else.
-func (j *judge) program(name, word string, args []string) {
+func (j *judge) program(name string, args []string) {
 	switch {
 	case j.builtin(name, args):
 		return
@@ -234,8 +235,8 @@ func (j *judge) program(name, word string, args []string) {
 		return
 	}
 	g := known()[name]
-	if g == nil || !isInstalled(word) {
-		j.dunnoPaths("the gateway does not know what %s touches", quoted(word))
+	if g == nil {
+		j.dunnoPaths("the gateway does not know what %s touches", quoted(name))
 		return
 	}
 	if strings.HasSuffix(name, "grep") {
@@ -248,6 +249,9 @@ func (j *judge) program(name, word string, args []string) {
 	}
 }
 
+// plainFormat leaves out -v and %n, by which bash's printf sets variables.
+var plainFormat = regexp.MustCompile(`^([^%]|%[-+ #0-9.]*[sdiuxXocbqfeg%])*$`)
+
 // builtin judges what shells do themselves. Some of them take a number for an
 // expression, in which a substitution runs.
 func (j *judge) builtin(name string, args []string) bool {
@@ -259,10 +263,10 @@ func (j *judge) builtin(name string, args []string) bool {
 	case "kill", "umask", "ulimit":
 		j.changes = true
 	case "printf":
-		if len(args) > 0 && strings.HasPrefix(args[0], "-") && args[0] != "--" {
+		if len(args) == 0 || strings.HasPrefix(args[0], "-") || !plainFormat.MatchString(args[0]) {
 			j.dunno("printf may set a variable")
 		}
-	case "test", "exit", "return", "break", "continue":
+	case "test", "exit", "return", "break", "continue", "shift", "limit", "unlimit":
 	default:
 		return false
 	}

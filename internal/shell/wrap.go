@@ -18,6 +18,8 @@ func isShellOwn(name string) bool {
 		"until", "case", "end", "nocorrect", "noglob", "begin", "and", "or", "not", "switch", "else", "then", "do", "done", "fi", "esac",
 		"vared", "getln", "pushln", "print", "integer", "float", "private", "nameref", "compound", "enum", "global", "caller", "wait",
 		"argparse", "string", "block", "emit", "status", "funced", "funcsave", "abbr", "time", "sched", "logout", "suspend",
+		"jobs", "fg", "bg", "disown", "hist", "login", "redirect", "compctl", "compcall", "zpty", "ztcp", "zsocket", "zftp", "zcompile",
+		"sysopen", "sysread", "array", "unfunction", "unhash", "bye", "clone",
 	}, name)
 }
 
@@ -30,7 +32,10 @@ func isUnlistable(name string) bool {
 		"unbuffer", "expect", "entr", "busybox", "toybox", "ssh", "slogin", "mosh-server", "sftp-server", "internal-sftp", "dbclient",
 		"ed", "ex", "vi", "vim", "nvim", "view", "rvim", "emacs", "less", "more", "man", "psql", "mysql", "mariadb", "sqlite3", "ftp", "sftp",
 		"m4", "ld.so", "ld-linux.so.2", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "run-parts", "ionice", "chrt", "cpulimit",
-		"sudoedit", "visudo", "deno", "bun", "irb", "R", "scala", "pwsh", "osascript", "fish", "csh", "tcsh",
+		"setarch", "linux32", "linux64", "i386", "fakeroot", "faketime", "eatmydata", "valgrind", "dbus-run-session", "dbus-launch",
+		"xvfb-run", "capsh", "choom", "runcon", "newgrp", "sg", "bwrap", "firejail", "chpst", "setuidgid", "envdir", "rlwrap", "socat",
+		"nc", "ncat", "netcat", "ssh-agent", "systemd-cat", "systemd-inhibit", "run0", "torsocks", "proxychains", "proxychains4",
+		"daemonize", "logsave", "chronic", "ifne", "sudoedit", "visudo", "deno", "bun", "irb", "R", "scala", "pwsh", "osascript", "fish", "csh", "tcsh",
 	}, name)
 }
 
