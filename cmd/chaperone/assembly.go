@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -20,6 +21,7 @@ import (
 	"chaperone.dev/chaperone/internal/config"
 	"chaperone.dev/chaperone/internal/identity"
 	"chaperone.dev/chaperone/internal/issuer"
+	"chaperone.dev/chaperone/internal/lookup"
 	"chaperone.dev/chaperone/internal/mask"
 	"chaperone.dev/chaperone/internal/policy"
 	"chaperone.dev/chaperone/internal/session/postgres"
@@ -337,13 +339,53 @@ func newVerifier(cfg *config.Config, log *slog.Logger, metrics prometheus.Regist
 			c.SAML = append(c.SAML, samlProvider(cfg, is))
 			continue
 		}
-		c.Issuers = append(c.Issuers, identity.Issuer{
+		directory, err := groupsDirectory(is.LookUp)
+		if err != nil {
+			return nil, fmt.Errorf("issuer %s: look_up: %w", is.Name, err)
+		}
+		one := identity.Issuer{
 			Name: is.Name, URL: is.OIDC.Issuer, JWKSURL: is.OIDC.JWKS, Audiences: is.OIDC.Audiences, Algorithms: is.OIDC.Algorithms,
 			Skew: *is.Skew, KeyAge: cfg.Identity.KeyAge, CA: is.OIDC.CA.Bytes(), MaxLife: cfg.Identity.Life,
 			Claims: identity.Claims(is.Claims),
-		})
+		}
+		if directory != nil {
+			one.LookUp, one.LookUpBy = groupsOf{directory}, is.LookUp.By
+		}
+		c.Issuers = append(c.Issuers, one)
 	}
 	return identity.New(c)
+}
+
+// groupsDirectory is where the groups of an issuer's users are looked up; nil is
+// nowhere.
+func groupsDirectory(l *config.LookUp) (*lookup.Directory, error) {
+	if l == nil {
+		return nil, nil
+	}
+	var roots *x509.CertPool
+	if pem := l.CA.Bytes(); pem != nil {
+		roots = x509.NewCertPool()
+		roots.AppendCertsFromPEM(pem) // validated
+	}
+	c := lookup.Config{Fresh: l.Fresh}
+	if g := l.Google; g != nil {
+		return lookup.NewGoogle(c, lookup.Google{ServiceAccount: g.Account.Secret(), Admin: g.Admin, API: strings.TrimSuffix(g.API, "/"), Roots: roots})
+	}
+	return lookup.NewEntra(c, lookup.Entra{Tenant: l.Entra.Tenant, Client: l.Entra.Client, Secret: l.Entra.Secret.Secret(),
+		Login: strings.TrimSuffix(l.Entra.Login, "/"), API: strings.TrimSuffix(l.Entra.API, "/"), Roots: roots})
+}
+
+// groupsOf tells a user that the directory does not know from a directory that
+// does not answer.
+type groupsOf struct{ *lookup.Directory }
+
+// Groups asks the directory.
+func (g groupsOf) Groups(ctx context.Context, who string) ([]string, error) {
+	groups, err := g.Directory.Groups(ctx, who)
+	if errors.Is(err, lookup.ErrUnknownUser) {
+		err = fmt.Errorf("%w: %w", identity.ErrTokenRejected, err)
+	}
+	return groups, err
 }
 
 func trustDomain(is config.Issuer) identity.TrustDomain {

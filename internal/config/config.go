@@ -78,6 +78,32 @@ type Issuer struct {
 	SPIFFE *SPIFFE        `yaml:"spiffe" doc:"a SPIFFE trust domain, whose members prove themselves by client certificate"`
 	Claims Claims         `yaml:"claims" doc:"which claim means what"`
 	Skew   *time.Duration `yaml:"skew" doc:"overrides identity.skew"`
+	LookUp *LookUp        `yaml:"look_up" doc:"where the groups of an OpenID Connect provider's users are looked up, in place of what its tokens say"`
+}
+
+// LookUp asks a provider's directory for groups.
+type LookUp struct {
+	By     string        `yaml:"by" doc:"the claim that names the user in the directory; default email, for entra oid"`
+	Fresh  time.Duration `yaml:"fresh" doc:"how long an answer is good; while the directory is down it serves three times as long. Default 5m, 1h at most"`
+	Google *GoogleGroups `yaml:"google" doc:"Google Workspace: groups are e-mail addresses"`
+	Entra  *EntraGroups  `yaml:"entra" doc:"Entra ID: groups are object ids"`
+	CA     SecretRef     `yaml:"ca" doc:"certificates that the directory's TLS must lead to; default the system's"`
+}
+
+// GoogleGroups is the Directory API of a Workspace.
+type GoogleGroups struct {
+	Account SecretRef `yaml:"service_account" doc:"JSON key of a service account with domain-wide delegation for admin.directory.group.readonly"`
+	Admin   string    `yaml:"admin" doc:"the administrator in whose name it asks"`
+	API     string    `yaml:"api" doc:"default https://admin.googleapis.com"`
+}
+
+// EntraGroups is Microsoft Graph for a tenant.
+type EntraGroups struct {
+	Tenant string    `yaml:"tenant" doc:"tenant id"`
+	Client string    `yaml:"client" doc:"an application with GroupMember.Read.All and User.Read.All"`
+	Secret SecretRef `yaml:"secret" doc:"its secret"`
+	Login  string    `yaml:"login" doc:"default https://login.microsoftonline.com"`
+	API    string    `yaml:"api" doc:"default https://graph.microsoft.com"`
 }
 
 // OIDC pins one OpenID Connect provider.

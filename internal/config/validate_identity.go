@@ -57,6 +57,9 @@ func (v *validation) identity(id *Identity) {
 			url = "spiffe://" + issuer.SPIFFE.TrustDomain
 			v.spiffe(path+".spiffe", issuer.SPIFFE)
 		}
+		if issuer.LookUp != nil {
+			v.lookUp(path, issuer)
+		}
 		if urls[url] {
 			v.fault(path, "is the same provider as another one")
 		}
@@ -72,6 +75,37 @@ func (is *Issuer) kinds() (kinds []string) {
 		}
 	}
 	return kinds
+}
+
+func (v *validation) lookUp(path string, is *Issuer) {
+	l := is.LookUp
+	path += ".look_up"
+	if is.OIDC == nil || (l.Google == nil) == (l.Entra == nil) {
+		v.fault(path, "is for oidc, and needs exactly one of google and entra")
+		return
+	}
+	setDefault(&l.Fresh, 5*time.Minute)
+	if l.Fresh < 10*time.Second || l.Fresh > time.Hour {
+		v.fault(path+".fresh", "is %s; it must be from 10s to 1h", l.Fresh)
+	}
+	v.certificates(path+".ca", &l.CA)
+	if g := l.Google; g != nil {
+		l.By, g.API = cmp.Or(l.By, "email"), cmp.Or(g.API, "https://admin.googleapis.com")
+		v.secret(path+".google.service_account", &g.Account, true)
+		v.secureURL(path+".google.api", g.API)
+		if g.Admin == "" {
+			v.fault(path+".google.admin", "is needed")
+		}
+		return
+	}
+	e := l.Entra
+	l.By, e.Login, e.API = cmp.Or(l.By, "oid"), cmp.Or(e.Login, "https://login.microsoftonline.com"), cmp.Or(e.API, "https://graph.microsoft.com")
+	v.secret(path+".entra.secret", &e.Secret, true)
+	v.secureURL(path+".entra.login", e.Login)
+	v.secureURL(path+".entra.api", e.API)
+	if e.Tenant == "" || e.Client == "" {
+		v.fault(path+".entra", "tenant and client are needed")
+	}
 }
 
 // spiffe leaves what a trust domain and a path may be to the package that reads

@@ -16,6 +16,7 @@ type verified struct {
 	key    keyID
 	times  times
 	who    access.Principal
+	lookUp string // whose groups the directory is asked for; "" for nobody's
 }
 
 // principal returns a copy that the caller owns.

@@ -1,6 +1,8 @@
 package identity
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -106,7 +108,11 @@ func (is *issuer) read(t *token, nameOf func(url string) string) (*verified, err
 	if when.hasIssued {
 		p.Token.IssuedAt = time.Unix(when.issued, 0).UTC()
 	}
-	return &verified{issuer: is, times: when, who: p}, nil
+	known := &verified{issuer: is, times: when, who: p}
+	if is.lookUp != nil {
+		known.lookUp, err = text(t.claims, is.lookUpBy)
+	}
+	return known, err
 }
 
 // checkAudience wants one of the configured audiences among those of the token.
@@ -190,6 +196,18 @@ func (m mapping) readGroups(claims map[string]any) ([]string, error) {
 	groups = slices.Clone(groups)
 	slices.Sort(groups)
 	return slices.Compact(groups), nil
+}
+
+// groups asks the directory, and believes of it what would be believed of a token.
+func (is *issuer) groups(ctx context.Context, who string) ([]string, error) {
+	groups, err := is.lookUp.Groups(ctx, who)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("look up groups: %w", err)
+	case len(groups) > maxGroups || slices.ContainsFunc(groups, func(g string) bool { return !saneText(g) }):
+		return nil, errors.New("look up groups: too many, or odd names")
+	}
+	return slices.Clone(groups), nil
 }
 
 // chain reads nested act claims (RFC 8693, section 4.1): the outermost is who

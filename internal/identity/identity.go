@@ -193,6 +193,11 @@ func (v *Verifier) Close() {
 	for _, k := range v.keyrings() {
 		k.close()
 	}
+	for is := range v.all() {
+		if is.lookUp != nil {
+			is.lookUp.Close()
+		}
+	}
 }
 
 // Invalidate forgets the verified tokens with that TokenRef.ID: the next Verify
@@ -271,7 +276,13 @@ func (v *Verifier) verdict(ctx context.Context, token access.Secret, held func(c
 	if fresh {
 		v.cache.add(digest, known)
 	}
-	return known.principal(), nil
+	p = known.principal()
+	if known.lookUp != "" {
+		if p.Groups, err = is.groups(ctx, known.lookUp); err != nil {
+			return access.Principal{}, named(is, err)
+		}
+	}
+	return p, nil
 }
 
 // examine reads and verifies a token from nothing, all but its times and

@@ -44,12 +44,23 @@ type Issuer struct {
 	// MaxLife bounds exp minus iat, when set; then iat is required.
 	MaxLife time.Duration
 	Claims  Claims
+	// LookUp, when set, says which groups somebody is in, in place of what the
+	// token says; LookUpBy is the claim that names them.
+	LookUp   Directory
+	LookUpBy string
 	// CA, in PEM, replaces the system's roots for this issuer.
 	CA []byte
 	// Own marks the gateway's own token service, and gives its key set (RFC
 	// 7517), which is then never fetched. Only its tokens say whose principal
 	// they carry and what each hop gave up; Types and Claims are its own.
 	Own func() ([]byte, error)
+}
+
+// A Directory knows the groups of a provider's users. An error of Groups that is
+// not ErrTokenRejected means that they are not known now. The Verifier closes it.
+type Directory interface {
+	Groups(ctx context.Context, who string) ([]string, error)
+	Close()
 }
 
 // ownClaims are those of the gateway's own tokens.
@@ -74,6 +85,8 @@ type issuer struct {
 	claims     mapping
 	keys       *keyring
 	own        bool
+	lookUp     Directory
+	lookUpBy   claim
 	// newest is the latest iat accepted, in Unix seconds: the issuer's own word
 	// that at least this much time has passed.
 	newest atomic.Int64
@@ -130,6 +143,10 @@ func newIssuer(c Issuer, clk *clock, log *slog.Logger, m *metrics) (*issuer, err
 	if err != nil {
 		fault("%w", err)
 	}
+	by, err := claimPath(c.LookUpBy)
+	if err != nil || c.LookUp != nil && by == nil {
+		fault("look up by: not the name of a claim")
+	}
 	roots, err := rootsOf(c.CA)
 	if err != nil {
 		fault("%w", err)
@@ -143,12 +160,16 @@ func newIssuer(c Issuer, clk *clock, log *slog.Logger, m *metrics) (*issuer, err
 	is := &issuer{
 		name: c.Name, url: c.URL, audiences: slices.Clone(c.Audiences), algorithms: algorithms,
 		skew: c.Skew, maxLife: c.MaxLife, claims: claims, own: c.Own != nil,
+		lookUp: c.LookUp, lookUpBy: claim{name: c.LookUpBy, path: by},
 		keys: &keyring{
 			issuer: c.Name, source: newSource(c.URL, c.JWKSURL, roots), clock: clk,
 			age: c.KeyAge, log: log, metrics: m,
 		},
 	}
 	is.keys.source.own = c.Own
+	if c.LookUp != nil {
+		is.claims.groups = claim{} // what the token says of them, or leaves out, is not asked
+	}
 	for _, t := range c.Types {
 		is.types = append(is.types, mediaType(t))
 	}

@@ -559,3 +559,50 @@ func TestCacheIsBounded(t *testing.T) {
 		t.Error("invalidated and still there")
 	}
 }
+
+// A directory is one for the tests: who → groups.
+type directory map[string][]string
+
+func (d directory) Groups(_ context.Context, who string) ([]string, error) {
+	if groups, ok := d[who]; ok {
+		return groups, nil
+	}
+	if who == "down@example.com" {
+		return nil, errors.New("no answer")
+	}
+	return nil, fmt.Errorf("%w: nobody", ErrTokenRejected)
+}
+
+func (directory) Close() {}
+
+// TestGroupsAreLookedUp, in place of what the token says, or leaves out.
+func TestGroupsAreLookedUp(t *testing.T) {
+	t.Parallel()
+	key := newES256(t, "k1")
+	p := newProvider(t, key)
+	c := p.config("entra")
+	c.LookUp, c.LookUpBy = directory{"alice@example.com": {"ops"}, "odd@example.com": {"a\nb"}}, "email"
+	v := newVerifier(t, Config{Issuers: []Issuer{c}, Clock: newFakeClock().Now})
+	overage := map[string]any{"groups": nil, "_claim_names": map[string]any{"groups": "src1"}}
+	for name, changes := range map[string]map[string]any{"a token that says": nil, "overage": overage} {
+		token := key.token(p.claims(changes))
+		for range 2 { // the second from memory
+			if got := mustAccept(t, v, token); !reflect.DeepEqual(got.Groups, []string{"ops"}) {
+				t.Errorf("%s: %v", name, got.Groups)
+			}
+		}
+	}
+	if got := mustAccept(t, v, key.token(p.claims(map[string]any{"email": nil}))); got.Groups != nil {
+		t.Errorf("a program without a user is in %v", got.Groups)
+	}
+	for who, rejected := range map[string]bool{"nobody@example.com": true, "down@example.com": false, "odd@example.com": false} {
+		_, err := v.Verify(t.Context(), key.token(p.claims(map[string]any{"email": who})))
+		if err == nil || errors.Is(err, ErrTokenRejected) != rejected {
+			t.Errorf("%s: %v", who, err)
+		}
+	}
+	c.LookUpBy = ""
+	if _, err := New(Config{Issuers: []Issuer{c}}); err == nil {
+		t.Error("a look-up by no claim is taken")
+	}
+}
