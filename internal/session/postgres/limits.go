@@ -88,8 +88,9 @@ func (e *execution) cutBy(s *session, err *pgproto3.ErrorResponse) *refusal {
 
 // changesQuery counts every row that the transaction has changed so far,
 // through triggers and cascades too. Everything in it is named so that no
-// object of the database's users can take part.
-const changesQuery = `SELECT COALESCE(pg_catalog.sum(n_tup_ins OPERATOR(pg_catalog.+) n_tup_upd OPERATOR(pg_catalog.+) n_tup_del), 0::pg_catalog.numeric)::pg_catalog.text FROM pg_catalog.pg_stat_xact_user_tables`
+// object of the database's users can take part. A server that does not count
+// says nothing, and the execution is undone.
+const changesQuery = `SELECT CASE WHEN pg_catalog.current_setting('track_counts') OPERATOR(pg_catalog.=) 'on' THEN COALESCE(pg_catalog.sum(n_tup_ins OPERATOR(pg_catalog.+) n_tup_upd OPERATOR(pg_catalog.+) n_tup_del), 0::pg_catalog.numeric)::pg_catalog.text END FROM pg_catalog.pg_stat_xact_user_tables`
 
 // countBefore notes how much the transaction has changed already.
 func (s *session) countBefore(ctx context.Context, e *execution) (*refusal, error) {
@@ -110,6 +111,9 @@ func (s *session) countAfter(ctx context.Context, e *execution) (*refusal, error
 	if e.limits.RowsChanged > 0 && tagged > e.limits.RowsChanged {
 		return s.overLimit(e, fmt.Sprintf("the statement changes %d rows, more than %d", tagged, e.limits.RowsChanged)), nil
 	}
+	if r, err := s.runDeferred(ctx, e); err != nil || r != nil {
+		return r, err
+	}
 	changed, r, err := s.changes(ctx, e)
 	if err != nil || r != nil {
 		return r, err
@@ -122,6 +126,23 @@ func (s *session) countAfter(ctx context.Context, e *execution) (*refusal, error
 		return s.usedUp(e, err), nil
 	}
 	return nil, nil
+}
+
+// runDeferred has triggers run now that would run when the transaction commits,
+// where nobody would count any more. Where no table has any, constraints stay
+// deferred: they change no rows.
+func (s *session) runDeferred(ctx context.Context, e *execution) (*refusal, error) {
+	view := e.statement.view
+	if view == nil || !view.snapshot.DefersTriggers() {
+		return nil, nil
+	}
+	result := &ownResult{}
+	if err := s.ownInto(ctx, "SET CONSTRAINTS ALL IMMEDIATE", false, result); err != nil || !result.failed {
+		return nil, err
+	}
+	r := s.unavailable("a deferred constraint or trigger failed, and limits on changed rows let none wait for the commit")
+	r.denial.RequestID, r.denial.Rule = e.request.ID, e.decision.Rule()
+	return r, nil
 }
 
 func (s *session) changes(ctx context.Context, e *execution) (int64, *refusal, error) {

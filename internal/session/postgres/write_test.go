@@ -63,3 +63,43 @@ func TestChangeThroughACursor(t *testing.T) {
 		{"update customers set name = 'x' where current of c", ok("ERROR 34000")},
 	}.play(t, g.wire(t))
 }
+
+// Rows that triggers change count, also those of triggers that wait for the
+// commit, and those of a server that counts nothing are taken for too many.
+func TestChangesOfTriggersCount(t *testing.T) {
+	t.Parallel()
+	g := start(t, "16")
+	g.exec(t, `CREATE TABLE loud (id int PRIMARY KEY, n int); CREATE TABLE quiet (id int PRIMARY KEY, n int); CREATE TABLE patient (id int PRIMARY KEY, n int); CREATE TABLE written (n int);
+		CREATE FUNCTION writes() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO written SELECT generate_series(1, 10); RETURN NULL; END $$;
+		CREATE TRIGGER at_once AFTER UPDATE ON loud FOR EACH ROW EXECUTE FUNCTION writes();
+		CREATE CONSTRAINT TRIGGER at_commit AFTER UPDATE ON patient DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION writes();
+		INSERT INTO loud VALUES (1, 0); INSERT INTO quiet VALUES (1, 0); INSERT INTO patient VALUES (1, 0);
+		GRANT SELECT, INSERT, UPDATE ON loud, quiet, patient, written TO app`)
+	w := g.wire(t)
+	for _, c := range []struct {
+		most int64
+		text string
+		want []string
+	}{
+		{5, "update quiet set n = 1", ok("UPDATE 1")},
+		{5, "update loud set n = 1", ok("ERROR 53400")},
+		{5, "update patient set n = 1", ok("ERROR 53400")},
+		{11, "update loud set n = 1", ok("UPDATE 1")},
+		{11, "update patient set n = 1", ok("UPDATE 1")},
+	} {
+		g.policy.set(limit(access.Limits{RowsChanged: c.most}))
+		if got := w.ask(c.text); !equal(got, c.want) {
+			t.Errorf("%s within %d\n got %q\nwant %q", c.text, c.most, got, c.want)
+		}
+	}
+	if got := g.straight(t, "select count(*)::text from written"); got != "20" {
+		t.Errorf("triggers wrote %s rows", got)
+	}
+	// The control: without a limit nothing is counted.
+	g.policy.set(limit(access.Limits{}))
+	same(t, w.ask("update patient set n = 2"), ok("UPDATE 1"))
+	g.exec(t, "CREATE ROLE uncounted LOGIN PASSWORD '"+rolePassword+"'; ALTER ROLE uncounted SET track_counts = off; GRANT SELECT, UPDATE ON quiet TO uncounted")
+	uncounted := start(t, "16", func(g *gateway, _ *Config, _ *Deps) { g.setResource("orders", func(r *Resource) { r.User = "uncounted" }) })
+	uncounted.policy.set(limit(access.Limits{RowsChanged: 5}))
+	same(t, uncounted.wire(t).ask("update quiet set n = 3"), ok("ERROR 58000"))
+}

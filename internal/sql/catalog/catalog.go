@@ -94,6 +94,8 @@ type Constraint struct {
 type Trigger struct {
 	Name            string `json:"name"`
 	SecurityDefiner bool   `json:"security_definer,omitempty"` // its function runs as its owner
+	// Deferrable: it may run when the transaction commits.
+	Deferrable bool `json:"deferrable,omitempty"`
 }
 
 // A Type is a type outside pg_catalog. Row types of relations are not listed.

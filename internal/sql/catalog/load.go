@@ -217,7 +217,7 @@ func (l *loader) loadTriggers() error {
 	return l.each(sqlTriggers, maxObjects, func(rows pgx.Rows) error {
 		var oid uint32
 		var t Trigger
-		if err := rows.Scan(&oid, &t.Name, &t.SecurityDefiner); err != nil {
+		if err := rows.Scan(&oid, &t.Name, &t.SecurityDefiner, &t.Deferrable); err != nil {
 			return err
 		}
 		if r := l.relation(oid); r != nil {

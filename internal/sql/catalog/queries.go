@@ -79,7 +79,7 @@ WHERE (i.indisunique OR i.indisexclusion) AND ` + ours + `
 ORDER BY i.indrelid, i.indexrelid`
 
 const sqlTriggers = `
-SELECT t.tgrelid, t.tgname::text, p.prosecdef FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+SELECT t.tgrelid, t.tgname::text, p.prosecdef, t.tgdeferrable FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
 WHERE NOT t.tgisinternal ORDER BY t.tgrelid, t.tgname`
 
 // What a read runs without naming it: the conditions of row security, and what

@@ -23,6 +23,7 @@ type Snapshot struct {
 	bases     []*Type
 	routines  map[string][]*Routine
 	operators map[string][]*Operator
+	defers    bool
 }
 
 type name struct{ schema, name string }
@@ -76,6 +77,7 @@ func (s *Snapshot) addRelation(r *Relation) error {
 		seen[c.Name] = true
 	}
 	s.byName[key], s.byOID[r.OID] = r, r
+	s.defers = s.defers || slices.ContainsFunc(r.Triggers, func(t Trigger) bool { return t.Deferrable })
 	for _, parent := range r.Parents {
 		s.children[parent] = append(s.children[parent], r.OID)
 	}
@@ -117,6 +119,10 @@ func (s *Snapshot) Resolve(rel string) *Relation {
 
 // Children lists the relations that inherit directly from oid.
 func (s *Snapshot) Children(oid uint32) []uint32 { return s.children[oid] }
+
+// DefersTriggers reports whether any table has a trigger that may run when the
+// transaction commits.
+func (s *Snapshot) DefersTriggers() bool { return s.defers }
 
 // Type finds a type outside pg_catalog, or returns nil.
 func (s *Snapshot) Type(schema, typ string) *Type { return s.types[name{schema, typ}] }
