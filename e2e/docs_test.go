@@ -124,8 +124,8 @@ func TestDocsConfiguration(t *testing.T) {
 		t.Fatal("the document shows no configuration")
 	}
 	dir := t.TempDir()
-	files := map[string]string{"chaperone.yaml": text, "secrets/orders": "x", "secrets/hook": "x"}
-	for name, from := range map[string]string{"gateway.crt": "gateway.crt", "gateway.key": "gateway.key", "db-ca.pem": "ca.crt"} {
+	files := map[string]string{"chaperone.yaml": text, "secrets/orders": "x", "secrets/hook": "x", "secrets/cluster": "x"}
+	for name, from := range map[string]string{"gateway.crt": "gateway.crt", "gateway.key": "gateway.key", "db-ca.pem": "ca.crt", "k8s-ca.pem": "ca.crt"} {
 		content, err := os.ReadFile(filepath.Join(s.Dir, from))
 		if err != nil {
 			t.Fatal(err)

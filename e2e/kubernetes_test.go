@@ -86,8 +86,8 @@ func withCluster(text string) string {
 policies:`, prepared.cluster.URL, prepared.dir), 1)
 }
 
-// asAdmin is what the cluster needs: the gateway's account may act as others,
-// and whom it acts as may do everything.
+// asAdmin is what the tests need beside what the page for operators has: whom
+// the gateway acts as may do everything.
 const asAdmin = `
 apiVersion: v1
 kind: Namespace
@@ -98,27 +98,27 @@ kind: Namespace
 metadata: {name: compat}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: chaperone}
-rules:
-  - {apiGroups: [""], resources: [users, groups], verbs: [impersonate]}
-  - apiGroups: [authentication.k8s.io]
-    resources: [userextras/chaperone.dev/request, userextras/chaperone.dev/session, userextras/chaperone.dev/subject, userextras/chaperone.dev/subagent,
-      userextras/chaperone.dev/workflow, userextras/chaperone.dev/job, userextras/chaperone.dev/chain]
-    verbs: [impersonate]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: chaperone}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: chaperone}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: chaperone-gateway}]
----
-apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata: {name: platform}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}
 subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: "chaperone:platform"}]
+---
 `
+
+// account is the manifest of the page for operators: that of the gateway's
+// account.
+func account() (string, error) {
+	page, err := os.ReadFile("../docs/kubernetes.md")
+	if err != nil {
+		return "", err
+	}
+	_, text, _ := strings.Cut(string(page), "```yaml\n")
+	text, _, ok := strings.Cut(text, "```")
+	if !ok || !strings.Contains(text, "kind: ClusterRole") {
+		return "", errors.New("the page on Kubernetes shows no ClusterRole")
+	}
+	return text, nil
+}
 
 // A kubectl runs kubectl with one kubeconfig.
 type kubectl struct {
@@ -159,11 +159,11 @@ func kubernetes(t *testing.T) (s *demo.Site, direct, through kubectl) {
 		if prepared.err = cluster.Start(context.Background()); prepared.err != nil {
 			return
 		}
-		var config string
-		if config, prepared.err = cluster.Kubeconfig("admin", cluster.Admin); prepared.err != nil {
-			return
+		config, configErr := cluster.Kubeconfig("admin", cluster.Admin)
+		manifest, err := account()
+		if prepared.err = errors.Join(configErr, err); prepared.err == nil {
+			_, prepared.err = kubectl{config: config, home: prepared.dir}.run(context.Background(), asAdmin+manifest, "apply", "-f", "-")
 		}
-		_, prepared.err = kubectl{config: config, home: prepared.dir}.run(context.Background(), asAdmin, "apply", "-f", "-")
 	})
 	if prepared.err != nil {
 		t.Fatal(prepared.err)

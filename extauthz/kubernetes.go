@@ -73,7 +73,8 @@ func (m *message) kubernetes() (*access.K8s, *fault) {
 	return k, nil
 }
 
-// unserved refuses what policy would let through and the gateway does not serve.
+// unserved refuses what policy would let through and the gateway does not serve,
+// or for somebody whose name cannot be told to the cluster.
 func (c *check) unserved(d access.Decision) *fault {
 	k := c.request.Action.K8s
 	switch {
@@ -84,7 +85,8 @@ func (c *check) unserved(d access.Decision) *fault {
 	case k.BodyState == access.BodyUnread:
 		return unsupported("only exec, attach and port-forward may leave HTTP for another protocol")
 	}
-	return nil
+	_, f := c.impersonated()
+	return f
 }
 
 // passed are the request headers that reach an API server as they are. What
@@ -113,13 +115,11 @@ func (c *check) allowedKubernetes(k *access.K8s, d access.Decision, told map[str
 		fields := slices.ContainsFunc(d.Obligations.Masks, func(m access.Mask) bool { return m.JSON != "" })
 		ok.Headers = append(ok.Headers, set("accept", kube.Accept(c.message.headers["accept"], fields && kube.IsForeign(k))))
 	}
-	if c.Impersonation != nil {
-		as, f := c.impersonated(c.Impersonation(c.request.Resource.Name))
-		if f != nil {
-			return c.denied(f)
-		}
-		ok.Headers = append(ok.Headers, as...)
+	as, f := c.impersonated()
+	if f != nil { // unserved has seen it
+		return c.denied(f)
 	}
+	ok.Headers = append(ok.Headers, as...)
 	return &authv3.CheckResponse{
 		Status:          &rpcstatus.Status{Code: int32(codes.OK)},
 		HttpResponse:    &authv3.CheckResponse_OkResponse{OkResponse: ok},
@@ -129,7 +129,11 @@ func (c *check) allowedKubernetes(k *access.K8s, d access.Decision, told map[str
 
 // impersonated are the headers that make the API server act as the caller, and
 // note in its audit for whom, through whom, and in which session.
-func (c *check) impersonated(i *Impersonation) ([]*corev3.HeaderValueOption, *fault) {
+func (c *check) impersonated() ([]*corev3.HeaderValueOption, *fault) {
+	if c.Impersonation == nil {
+		return nil, nil
+	}
+	i := c.Impersonation(c.request.Resource.Name)
 	if i == nil {
 		return nil, nil
 	}

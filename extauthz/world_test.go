@@ -91,6 +91,8 @@ func (w *world) Resource(name string) (access.Resource, bool) {
 		return access.Resource{Name: "billing", Kind: access.HTTP}, true
 	case "orders":
 		return access.Resource{Name: "orders", Kind: access.Postgres}, true
+	case "cluster":
+		return access.Resource{Name: "cluster", Kind: access.Kubernetes}, true
 	}
 	return access.Resource{}, false
 }

@@ -75,6 +75,37 @@ func TestDocumentationExamples(t *testing.T) {
 	}
 }
 
+// The policy of the page on Kubernetes passes the tests beside it.
+func TestKubernetesPolicy(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var set *Set
+	ran := 0
+	for _, b := range blocksOf(string(page)) {
+		switch {
+		case strings.HasPrefix(b.text, "policy:"):
+			set = mustLoad(t, "shop.yaml", b.text)
+		case strings.HasPrefix(b.text, "principals:"):
+			report, err := runTests(set, files("tests.yaml", b.text), func(name string) string { return name })
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range report.Cases {
+				ran++
+				if len(c.Wrong) > 0 {
+					t.Errorf("%s: %v", c.Name, c.Wrong)
+				}
+			}
+		}
+	}
+	if ran < 8 {
+		t.Errorf("%d cases", ran)
+	}
+}
+
 // A page of the vocabulary shows a request, and says of every example what it
 // comes to for that request. The tables list every attribute with its type.
 func TestVocabularyPages(t *testing.T) {
