@@ -15,7 +15,7 @@ func demoCommand() *cobra.Command {
 		Use:   "demo",
 		Short: "Run the main job on this machine, with nothing simulated",
 		Long: `demo starts a PostgreSQL, an HTTP service, two OpenID Connect providers, Envoy and
-the gateway, tells a story through them with the ordinary psql and curl, and
+the gateway, tells a story through them with the ordinary psql, curl and ssh, and
 leaves it all running until Ctrl-C. 'tools/install demo' installs what it needs.`,
 		Example: "  chaperone demo --once",
 		Args:    cobra.NoArgs,

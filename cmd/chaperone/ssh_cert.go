@@ -248,11 +248,15 @@ func (g *gateway) sshConfig(c *cobra.Command, names []string, dir string) error 
 			return err
 		}
 		command := []string{self, "ssh-cert", name, "--dir", folder, "--gateway", g.url}
-		if g.ca != "" {
-			command = append(command, "--ca", g.ca)
-		}
-		if g.tokenFile != "" {
-			command = append(command, "--token-file", g.tokenFile)
+		for _, file := range []struct{ flag, path string }{{"--ca", g.ca}, {"--token-file", g.tokenFile}} {
+			if file.path == "" {
+				continue
+			}
+			path, err := filepath.Abs(file.path)
+			if err != nil {
+				return err
+			}
+			command = append(command, file.flag, path)
 		}
 		for _, word := range append(command, host.User) {
 			if !regexp.MustCompile(`^[A-Za-z0-9_./:@+,=~-]+$`).MatchString(word) {

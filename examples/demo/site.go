@@ -1,6 +1,6 @@
 // Package demo is chaperone's main job on one machine, with nothing simulated:
 // a PostgreSQL, an HTTP service, an OpenID Connect provider, Envoy and the
-// gateway, and a story that the ordinary psql and curl tell through them. The
+// gateway, and a story that the ordinary psql, curl and ssh tell through them. The
 // end-to-end tests run on the same Site.
 package demo
 
@@ -150,7 +150,7 @@ func (s *Site) folder() error {
 	}
 	s.lock = lock
 	// Only what a demo makes is removed: the folder may have been a mistake.
-	for _, name := range []string{"pg", "dex", "short", "sshd", "data", "run", "secrets", "policies", "proposed", "cases", "chaperone.yaml", "gateway.crt", "gateway.key", "ca.crt", "tokens", "gateway.log"} {
+	for _, name := range []string{"pg", "dex", "short", "sshd", "ssh", "data", "run", "secrets", "policies", "proposed", "cases", "chaperone.yaml", "gateway.crt", "gateway.key", "ca.crt", "tokens", "gateway.log"} {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("demo: %w", err)
 		}

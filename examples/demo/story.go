@@ -6,19 +6,22 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
 
-// chapters are the story in order.
-func (t *teller) chapters() []struct {
+// A chapter is one thing that the gateway does.
+type chapter struct {
 	title string
 	tell  func(context.Context) error
-} {
-	return []struct {
-		title string
-		tell  func(context.Context) error
-	}{
+}
+
+const hostsTitle = "Hosts, with the ordinary ssh"
+
+// chapters are the story in order.
+func (t *teller) chapters() []chapter {
+	all := []chapter{
 		{"Without a valid token nothing opens", t.noToken},
 		{"What is allowed is answered, and masked", t.masked},
 		{"What is not allowed never reaches the database", t.refused},
@@ -28,11 +31,16 @@ func (t *teller) chapters() []struct {
 		{"A high-impact statement waits for a reviewer", t.held},
 		{"So does a high-impact HTTP call", t.heldHTTP},
 		{"A token is handed on, reaches less, and is taken back", t.delegated},
+		{hostsTitle, t.hosts},
 		{"A session can be cut", t.cut},
 		{"A proposed policy is tried on what was recorded", t.replayed},
 		{"A policy edit takes effect at once, and a broken one does not", t.reload},
 		{"A crash opens nothing and loses nothing", t.crash},
 	}
+	if t.Host == nil {
+		all = slices.DeleteFunc(all, func(c chapter) bool { return c.title == hostsTitle })
+	}
+	return all
 }
 
 // bin is a folder with psql and chaperone by their ordinary names.

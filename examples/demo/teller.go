@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -192,6 +193,7 @@ func (t *teller) paint(code, text string) {
 func (t *teller) tokens(ctx context.Context) error {
 	get := map[string]func() (string, error){
 		"ADA":      func() (string, error) { return t.Dex.Token(ctx, Ada) },
+		"OMAR":     func() (string, error) { return t.Dex.Token(ctx, Omar) },
 		"TOM":      func() (string, error) { return t.Dex.Token(ctx, Tom) },
 		"RHEA":     func() (string, error) { return t.Dex.Token(ctx, Rhea) },
 		"EXPIRED":  func() (string, error) { return t.Short.Token(ctx, Ada) },
@@ -208,6 +210,9 @@ func (t *teller) tokens(ctx context.Context) error {
 	t.env = append(os.Environ(), "ORDERS="+t.ConnString(t.tls), "PLAIN="+t.ConnString(false), "GW="+t.URL(), "CA="+t.path("ca.crt"), "NO_COLOR=1", "XDG_CACHE_HOME="+t.path("run", "cache"), "PAGER=cat", "PSQL_PAGER=",
 		"PATH="+strings.Join([]string{t.bin(), os.Getenv("PATH")}, ":"), "CHAPERONE_GATEWAY="+t.URL(), "CHAPERONE_CA="+t.path("ca.crt"),
 		"PGOPTIONS=", "PGCONNECT_TIMEOUT=20", "PSQLRC=/dev/null", "DIRECT="+strings.Replace(t.Database.Addr, ":", " port=", 1), "BILLING="+t.Billing.URL)
+	if t.Host != nil {
+		t.env = append(t.env, "HOST=-p "+strconv.Itoa(t.Host.Port)+" "+t.Host.Account+"@127.0.0.1")
+	}
 	for name, f := range get {
 		token, err := f()
 		if err != nil {
