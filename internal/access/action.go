@@ -22,6 +22,7 @@ type SQL struct {
 	Writes     []string `json:"writes,omitempty"`  // schema.table
 	Columns    []string `json:"columns,omitempty"` // schema.table.column, read or written
 	Functions  []string `json:"functions,omitempty"`
+	Channels   []string `json:"channels,omitempty"` // of LISTEN and NOTIFY
 	HasWhere   bool     `json:"has_where"`
 	Statements int      `json:"statements"` // in the message this one came in
 	Locks      bool     `json:"locks,omitempty"`

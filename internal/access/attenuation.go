@@ -145,6 +145,8 @@ func (a *Attenuation) refusesSQL(q *SQL) string {
 		return "it is for reading only"
 	case !within(q.Tables, a.Tables, covers) || !within(q.Reads, a.Tables, covers) || !within(q.Writes, a.Tables, covers):
 		return "it is for other tables"
+	case len(a.Tables) > 0 && len(q.Channels) > 0:
+		return "it is for rows of tables, not for channels"
 	case len(a.Tables) > 0 && q.DDL:
 		return "it is for rows of tables, not for their definition"
 	}

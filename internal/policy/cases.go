@@ -288,7 +288,7 @@ func (p principalFile) principal() access.Principal {
 func (s *sqlFile) statement() *access.SQL {
 	out := &access.SQL{
 		Text: s.Text, Command: s.Command, ReadOnly: s.ReadOnly, Tables: s.Tables, Reads: s.Reads, Writes: s.Writes,
-		Columns: s.Columns, Functions: s.Functions, HasWhere: s.HasWhere, Statements: s.Statements,
+		Columns: s.Columns, Functions: s.Functions, Channels: s.Channels, HasWhere: s.HasWhere, Statements: s.Statements,
 		Locks: s.Locks, DDL: s.DDL, Privilege: s.Privilege, Session: s.Session, InTransaction: s.InTransaction, Unknown: s.Unknown,
 		EstimatedRows: s.EstimatedRows, EstimatedBytes: s.EstimatedBytes,
 	}

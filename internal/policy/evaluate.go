@@ -210,7 +210,7 @@ func isSmallAction(a *access.Action) bool {
 	case a.SQL != nil:
 		s := a.SQL
 		return len(s.Text) <= smallText && isSmallName(s.Command) &&
-			areSmall(s.Tables, s.Reads, s.Writes, s.Columns, s.Functions, s.Unknown)
+			areSmall(s.Tables, s.Reads, s.Writes, s.Columns, s.Functions, s.Channels, s.Unknown)
 	case a.HTTP != nil:
 		h := a.HTTP
 		return isSmallName(h.Method) && isSmallName(h.Host) && isSmallName(h.Path) &&

@@ -156,6 +156,7 @@ func sqlNode(s *access.SQL) *yaml.Node {
 	put(n, "writes", s.Writes)
 	put(n, "columns", s.Columns)
 	put(n, "functions", s.Functions)
+	put(n, "channels", s.Channels)
 	put(n, "has_where", s.HasWhere)
 	if s.Statements != 1 {
 		put(n, "statements", s.Statements)

@@ -148,6 +148,7 @@ type sqlFile struct {
 	Writes        []string `yaml:"writes"`
 	Columns       []string `yaml:"columns"`
 	Functions     []string `yaml:"functions"`
+	Channels      []string `yaml:"channels"`
 	HasWhere      bool     `yaml:"has_where"`
 	Statements    int      `yaml:"statements" doc:"1 when left out."`
 	Locks         bool     `yaml:"locks"`

@@ -161,6 +161,7 @@ func sqlType(strs *cel.Type) *objectType {
 		lists("writes", "schema.table that it writes", func(s *access.SQL) []string { return s.Writes }),
 		lists("columns", "schema.table.column, read or written", func(s *access.SQL) []string { return s.Columns }),
 		lists("functions", "functions that it calls", func(s *access.SQL) []string { return s.Functions }),
+		lists("channels", "channels of LISTEN and NOTIFY", func(s *access.SQL) []string { return s.Channels }),
 		flag("has_where", "it has a WHERE clause", func(s *access.SQL) bool { return s.HasWhere }),
 		field{"statements", cel.IntType, "statements in the message it came in", ofSQL(func(s *access.SQL, _ boxer) any { return types.Int(s.Statements) })},
 		effect("locks", "it takes locks beyond those of a read", func(s *access.SQL) bool { return s.Locks }),

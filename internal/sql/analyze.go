@@ -114,6 +114,7 @@ func partsOf(text string, list []*pg.RawStmt) []Part {
 func together(a, b access.SQL) access.SQL {
 	a.Tables, a.Reads, a.Writes = unite(a.Tables, b.Tables), unite(a.Reads, b.Reads), unite(a.Writes, b.Writes)
 	a.Columns, a.Functions, a.Unknown = unite(a.Columns, b.Columns), unite(a.Functions, b.Functions), unite(a.Unknown, b.Unknown)
+	a.Channels = unite(a.Channels, b.Channels)
 	a.Locks, a.DDL, a.Session = a.Locks || b.Locks, a.DDL || b.DDL, a.Session || b.Session
 	a.Privilege = a.Privilege || b.Privilege
 	return a
@@ -156,6 +157,10 @@ func (a *Analyzer) judgeOne(ctx context.Context, text string, cat *catalog.Snaps
 		return judgeDiscard(text, cat, s.DiscardStmt), nil
 	case *pg.Node_UnlistenStmt:
 		return sessionStatement(text, cat, KindReset, "UNLISTEN"), nil
+	case *pg.Node_ListenStmt:
+		return judgeChannel(text, cat, KindListen, "LISTEN", s.ListenStmt.GetConditionname()), nil
+	case *pg.Node_NotifyStmt:
+		return judgeChannel(text, cat, KindNotify, "NOTIFY", s.NotifyStmt.GetConditionname()), nil
 	case *pg.Node_VariableShowStmt:
 		return judgeShow(text, cat, s.VariableShowStmt), nil
 	}

@@ -47,6 +47,8 @@ const (
 	KindCopyIn                  // COPY … FROM STDIN
 	KindReset                   // RESET ALL, UNLISTEN and the like: lets go of what the session holds
 	KindDiscard                 // DISCARD ALL: the session does what it does, but for what the gateway owns
+	KindListen                  // LISTEN
+	KindNotify                  // NOTIFY
 )
 
 // A Statement is one message of SQL as the judge understood it. It is
@@ -68,7 +70,8 @@ type Statement struct {
 	ReturnsRows bool // a SELECT, or a change with RETURNING
 	// Name is the cursor of KindDeclare, KindFetch and KindClose and the prepared
 	// statement of KindPrepare, KindExecute and KindDeallocate; "" means all of
-	// them in KindClose and KindDeallocate.
+	// them in KindClose and KindDeallocate. It is the channel of KindListen and
+	// KindNotify.
 	Name      string
 	Hold      bool                    // DECLARE … WITH HOLD
 	Binary    bool                    // of DECLARE BINARY and of COPY in that format

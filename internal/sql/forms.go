@@ -120,7 +120,7 @@ var boundEnums = map[protoreflect.Name]string{
 }
 
 // statements are judged by code of their own (setting.go, cursor.go, copy.go).
-const statements = "ClosePortalStmt CopyStmt DeallocateStmt DeclareCursorStmt DiscardStmt ExecuteStmt ExplainStmt FetchStmt PrepareStmt " +
+const statements = "ClosePortalStmt CopyStmt DeallocateStmt DeclareCursorStmt DiscardStmt ExecuteStmt ExplainStmt FetchStmt ListenStmt NotifyStmt PrepareStmt " +
 	"TransactionStmt UnlistenStmt VariableSetStmt VariableShowStmt"
 
 // refusedForms are refused by name; the text says how people call them.
@@ -129,10 +129,8 @@ var refusedForms = map[protoreflect.Name]string{
 	"CallStmt":           "CALL",
 	"CreateTableAsStmt":  "CREATE TABLE AS",
 	"DoStmt":             "DO",
-	"ListenStmt":         "LISTEN",
 	"LoadStmt":           "LOAD",
 	"LockStmt":           "LOCK",
-	"NotifyStmt":         "NOTIFY",
 	"ConstraintsSetStmt": "SET CONSTRAINTS",
 	"CheckPointStmt":     "CHECKPOINT",
 	"VacuumStmt":         "VACUUM and ANALYZE",

@@ -60,6 +60,8 @@ var served = []servedForm{
 	{"VariableShowStmt", "SHOW", "show timezone", "as it is"},
 	{"DiscardStmt", "DISCARD", "discard all", "as it is"},
 	{"UnlistenStmt", "UNLISTEN", "unlisten *", "as it is"},
+	{"ListenStmt", "LISTEN", "listen jobs", "as it is"},
+	{"NotifyStmt", "NOTIFY", "notify jobs, 'payload'", "as it is"},
 }
 
 // within are forms of queries that a subquery in place of a table could break.

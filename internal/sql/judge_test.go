@@ -176,6 +176,39 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// Advisory locks are known for what they are: locks, and nothing else.
+func TestAdvisoryLocks(t *testing.T) {
+	t.Parallel()
+	a, cat := newTestAnalyzer(t), testCatalog(t)
+	for text, known := range map[string]bool{
+		"select pg_advisory_lock(1)": true, "select pg_catalog.pg_try_advisory_xact_lock_shared(1, 2)": true, "select id from orders where pg_try_advisory_lock(id)": true,
+		"select pg_advisory_unlock_all(), 1": true, "select public.pg_advisory_lock(1)": false, "select pg_advisory_lock(mystery(1))": false,
+	} {
+		st := judge(t, a, cat, text)
+		if st.Action.ReadOnly || known && (!st.Action.Locks || len(st.Action.Unknown) > 0 || st.Refusal != nil) || !known && len(st.Action.Unknown) == 0 {
+			t.Errorf("%s: %+v %v", text, st.Action, st.Refusal)
+		}
+	}
+}
+
+// LISTEN and NOTIFY name their channel, and are neither reads nor about the
+// session alone.
+func TestChannels(t *testing.T) {
+	t.Parallel()
+	a, cat := newTestAnalyzer(t), testCatalog(t)
+	for text, want := range map[string]string{"listen jobs": "LISTEN jobs", `listen "Odd one"`: "LISTEN Odd one", "notify JOBS, 'x'": "NOTIFY jobs"} {
+		st := judge(t, a, cat, text)
+		if got := st.Action.Command + " " + strings.Join(st.Action.Channels, ","); got != want || st.Name != st.Action.Channels[0] || st.Action.ReadOnly || st.Action.Session ||
+			len(st.Action.Unknown) > 0 || st.Refusal != nil {
+			t.Errorf("%s: %q %+v", text, got, st.Action)
+		}
+	}
+	hop := &access.Attenuation{Tables: []string{"public.orders"}}
+	if why := hop.Refuses(access.Resource{}, access.Action{SQL: &judge(t, a, cat, "notify jobs").Action}); why == "" {
+		t.Error("a hop for tables alone notifies")
+	}
+}
+
 // What is not known is never read-only, and says why.
 func TestUnknownIsNotReadOnly(t *testing.T) {
 	t.Parallel()
@@ -189,8 +222,6 @@ func TestUnknownIsNotReadOnly(t *testing.T) {
 		{"query", "select query_to_xml('select * from customers', true, false, '')", "query_to_xml"},
 		{"ts_stat", "select * from ts_stat('select ssn from customers') as x(a)", "ts_stat"},
 		{"large object", "select lo_unlink(1)", "lo_unlink"},
-		{"advisory lock", "select pg_advisory_lock(1)", "pg_advisory_lock"},
-		{"unlock and more", "select pg_advisory_unlock_all(), 1", "pg_advisory_unlock_all"},
 		{"unlock by another", "select x.pg_advisory_unlock_all()", "x.pg_advisory_unlock_all"},
 		{"kill", "select pg_terminate_backend(1)", "pg_terminate_backend"},
 		{"shadowed function", "select upper('x')", "function public.upper"},
@@ -293,8 +324,6 @@ func TestRefusals(t *testing.T) {
 		{"declare unknown", "declare c cursor for select nothing", access.Unreadable, "42703", "nothing", 29},
 		{"do", "do 'begin end'", access.Unsupported, "0A000", "DO", 0},
 		{"call", "call p()", access.Unsupported, "0A000", "CALL", 0},
-		{"listen", "listen x", access.Unsupported, "0A000", "LISTEN", 0},
-		{"notify", "notify x", access.Unsupported, "0A000", "NOTIFY", 0},
 		{"lock", "lock orders", access.Unsupported, "0A000", "LOCK", 0},
 		{"merge_action", "merge into orders o using customers c on o.id = c.id when matched then delete returning merge_action()", access.Unsupported, "0A000", "MERGE_ACTION", 0},
 		{"merge sees no target", "merge into orders o using customers c on o.id = c.id when not matched then insert (id) values (o.id)", access.Unreadable, "42P01", "\"o\"", 96},
@@ -367,12 +396,12 @@ func TestRefusedActionsStayNamed(t *testing.T) {
 	t.Parallel()
 	a, cat := newTestAnalyzer(t), testCatalog(t)
 	for text, want := range map[string]string{
-		"select 1; drop table orders; select * from customers":                   " ddl reads public.customers writes public.orders",
-		"copy customers to '/tmp/x'":                                             "COPY reads public.customers",
-		"copy orders from program 'id'":                                          "COPY writes public.orders",
-		"lock orders":                                                            "LOCK writes public.orders",
-		"create table t as select * from customers":                              "CREATE TABLE AS writes public.customers,public.t",
-		"select nothing from customers, orders":                                  "SELECT reads public.customers,public.orders",
+		"select 1; drop table orders; select * from customers": " ddl reads public.customers writes public.orders",
+		"copy customers to '/tmp/x'":                           "COPY reads public.customers",
+		"copy orders from program 'id'":                        "COPY writes public.orders",
+		"lock orders":                                          "LOCK writes public.orders",
+		"create table t as select * from customers":            "CREATE TABLE AS writes public.customers,public.t",
+		"select nothing from customers, orders":                "SELECT reads public.customers,public.orders",
 	} {
 		if got := brief(judge(t, a, cat, text)); got != want {
 			t.Errorf("%s\n got %s\nwant %s", text, got, want)

@@ -11,6 +11,8 @@ import (
 var (
 	//go:embed curated/functions.txt
 	functionsText string
+	//go:embed curated/locks.txt
+	locksText string
 	//go:embed curated/operators.txt
 	operatorsText string
 	//go:embed curated/types.txt
@@ -45,6 +47,7 @@ const (
 type library struct {
 	functions   map[string]bool // schema.name
 	signatures  map[string]bool // schema.name(integer, text)
+	locks       map[string]bool // of pg_catalog: advisory locks
 	operators   map[string]bool
 	types       map[string]bool
 	catalogs    map[string]bool // of pg_catalog, free of values
@@ -57,7 +60,7 @@ type library struct {
 
 func newLibrary(curated []string) *library {
 	l := &library{
-		functions: map[string]bool{}, signatures: map[string]bool{}, operators: wordsOf(operatorsText, "--"), types: wordsOf(typesText, "#"),
+		functions: map[string]bool{}, signatures: map[string]bool{}, locks: wordsOf(locksText, "#"), operators: wordsOf(operatorsText, "--"), types: wordsOf(typesText, "#"),
 		catalogs: wordsOf(catalogsText, "#"), information: wordsOf(informationText, "#"), columns: map[string][]string{},
 		extensions: wordsOf(vouchedExtensions, "#"), aggregates: wordsOf(aggregateNames, "#"), counting: wordsOf(countingNames, "#"),
 	}

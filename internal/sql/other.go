@@ -39,8 +39,7 @@ func (a *Analyzer) judgeOther(text string, cat *catalog.Snapshot, node *pg.Node)
 		st.Refusal = unsupported("the statement "+st.Action.Command, "")
 		st.Action.Unknown = []string{"the statement " + string(name) + " is not known"}
 	}
-	st.Action.Session = name == "ListenStmt" ||
-		name == "LoadStmt" || name == "ConstraintsSetStmt"
+	st.Action.Session = name == "LoadStmt" || name == "ConstraintsSetStmt"
 	st.Action.Reads, st.Action.Writes = sortedKeys(b.reads), sortedKeys(b.writes)
 	st.Action.Tables = unite(st.Action.Reads, st.Action.Writes)
 	return st

@@ -166,6 +166,14 @@ func judgeUnlock(text string, cat *catalog.Snapshot, s *pg.SelectStmt) *Statemen
 
 const unlockAll = "pg_advisory_unlock_all"
 
+// judgeChannel judges LISTEN and NOTIFY, which carry words between sessions past
+// every table: neither is read-only, nor about the session alone.
+func judgeChannel(text string, cat *catalog.Snapshot, kind Kind, command, channel string) *Statement {
+	return &Statement{Text: text, Kind: kind, Name: channel, Action: access.SQL{
+		Text: text, Command: command, Channels: []string{channel}, Statements: 1, SearchPath: cat.SearchPath(),
+	}}
+}
+
 // settingValue joins the constants of SET as the server does.
 func settingValue(args []*pg.Node) (string, bool) {
 	var parts []string

@@ -9,11 +9,11 @@ import (
 
 // discardParts are what DISCARD ALL does (PostgreSQL manual, DISCARD), each in a
 // transaction of its own. Left out are SET SESSION AUTHORIZATION DEFAULT, which
-// would undo a role that the login brings with it, DEALLOCATE ALL, which is
-// forwarded in its place, and UNLISTEN, for nobody listens. RESET ALL goes back
-// to the startup message, where the gateway's own settings are.
+// would undo a role that the login brings with it, and DEALLOCATE ALL, which is
+// forwarded in its place. RESET ALL goes back to the startup message, where the
+// gateway's own settings are.
 var discardParts = []string{
-	"CLOSE ALL", "RESET ALL", "SELECT pg_catalog.pg_advisory_unlock_all()", "DISCARD PLANS", "DISCARD TEMP", "DISCARD SEQUENCES",
+	"CLOSE ALL", "RESET ALL", "UNLISTEN *", "SELECT pg_catalog.pg_advisory_unlock_all()", "DISCARD PLANS", "DISCARD TEMP", "DISCARD SEQUENCES",
 }
 
 // discardAll does at the target what DISCARD ALL does, before the statement that

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"strconv"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -115,7 +116,7 @@ func (s *session) bind(ctx context.Context, body []byte) error {
 	}
 	st := s.statements[msg.PreparedStatement]
 	if st == nil {
-		return s.refuse(ctx, noStatement(msg.PreparedStatement), nil)
+		return s.refuse(ctx, s.noStatement(msg.PreparedStatement), nil)
 	}
 	if _, exists := s.portals[msg.DestinationPortal]; exists && msg.DestinationPortal != "" {
 		return s.refuse(ctx, plainError(sqlstateDupPortal, "portal %q already exists", printable(msg.DestinationPortal, 100)), nil)
@@ -210,7 +211,7 @@ func (s *session) describe(ctx context.Context, body []byte) error {
 	if msg.ObjectType == 'S' {
 		st := s.statements[msg.Name]
 		if st == nil {
-			return s.refuse(ctx, noStatement(msg.Name), nil)
+			return s.refuse(ctx, s.noStatement(msg.Name), nil)
 		}
 		st.describing, msg.Name = true, st.target
 		return s.stage(ctx, step{kind: stepDescribeStatement, statement: st, undo: func() { st.describing = false }}, &msg)
@@ -220,7 +221,7 @@ func (s *session) describe(ctx context.Context, body []byte) error {
 		return s.stage(ctx, step{kind: stepDescribePortal}, &msg)
 	}
 	if p == nil {
-		return s.refuse(ctx, noPortal(msg.Name), nil)
+		return s.refuse(ctx, s.noPortal(msg.Name), nil)
 	}
 	p.describing, msg.Name = true, p.target
 	return s.stage(ctx, step{kind: stepDescribePortal, statement: p.statement, portal: p, undo: func() { p.describing = false }}, &msg)
@@ -255,7 +256,7 @@ func (s *session) execute(ctx context.Context, body []byte) error {
 	}
 	p := s.portals[msg.Portal]
 	if p == nil {
-		return s.refuse(ctx, noPortal(msg.Portal), nil)
+		return s.refuse(ctx, s.noPortal(msg.Portal), nil)
 	}
 	if s.mustDrain(stepExecute) { // the answers decide whether this one counts
 		if err := s.drain(ctx); err != nil || s.discarding {
@@ -312,14 +313,20 @@ func (s *session) closeNamed(ctx context.Context, body []byte) error {
 	return s.stage(ctx, step{kind: stepLocal, local: appendFrame(nil, '3', nil)}, nil)
 }
 
-func noStatement(name string) *refusal {
+func (s *session) noStatement(name string) *refusal {
+	if s.prepared[name] != nil {
+		return s.mixed("the statement "+strconv.Quote(printable(name, 100))+" was prepared in SQL, and the protocol cannot bind or describe it", "run it with EXECUTE, or prepare it with Parse")
+	}
 	if name == "" {
 		return plainError(sqlstateNoStatement, "unnamed prepared statement does not exist")
 	}
 	return plainError(sqlstateNoStatement, "prepared statement %q does not exist", printable(name, 100))
 }
 
-func noPortal(name string) *refusal {
+func (s *session) noPortal(name string) *refusal {
+	if s.cursors[name] != nil {
+		return s.mixed("the cursor "+strconv.Quote(printable(name, 100))+" was declared in SQL, and Execute cannot run it", "use FETCH")
+	}
 	return plainError(sqlstateNoPortal, "portal %q does not exist", printable(name, 100))
 }
 

@@ -520,7 +520,6 @@ func TestPoolResets(t *testing.T) {
 				{"select 1 as one; discard all", ok("columns one", "row 1", "SELECT 1", "ERROR 25001")},
 				{"reset role", ok("ERROR 0A000")},
 				{"set session authorization postgres", ok("ERROR 0A000")},
-				{"select pg_advisory_unlock_all() from customers", ok("ERROR 0A000")},
 			}.play(t, w)
 			w.ask("begin")
 			same(t, w.ask("discard all"), []string{"ERROR 25001", "ready E"})

@@ -241,6 +241,13 @@ func (in *inbox) waiting() bool {
 	return len(in.queue) > 0
 }
 
+// arrived reports whether next has something to say at once.
+func (in *inbox) arrived() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return len(in.queue) > 0 || in.err != nil
+}
+
 // isGone reports whether nobody reads answers any more.
 func (in *inbox) isGone() bool {
 	select {

@@ -262,7 +262,11 @@ func (s *session) applyDecision(ctx context.Context, st *statement, v *verdict) 
 		return s.judgeRefused(v, r)
 	}
 	switch st.judged.Kind {
-	case sql.KindQuery, sql.KindChange, sql.KindTransaction, sql.KindCopyOut, sql.KindCopyIn, sql.KindReset:
+	case sql.KindQuery, sql.KindChange, sql.KindTransaction, sql.KindCopyOut, sql.KindCopyIn, sql.KindReset, sql.KindNotify:
+	case sql.KindListen:
+		if r := s.checkChannel(st); r != nil {
+			return r
+		}
 	case sql.KindDeclare, sql.KindClose, sql.KindPrepare, sql.KindDeallocate:
 		if r := s.checkName(st, v); r != nil {
 			return r
@@ -391,7 +395,7 @@ func literalMask(text string) bool {
 // writesMask refuses a mask that comes back: stored, it would destroy the value
 // that it stands for.
 func (s *session) writesMask(st *statement, v *verdict) *refusal {
-	if st.judged.Kind != sql.KindChange && len(st.judged.Action.Writes) == 0 || !s.masked {
+	if st.judged.Kind != sql.KindChange && st.judged.Kind != sql.KindNotify && len(st.judged.Action.Writes) == 0 || !s.masked {
 		return nil
 	}
 	found := literalMask(st.text)

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"strconv"
 	"strings"
 
 	"chaperone.dev/chaperone/internal/access"
@@ -93,10 +94,22 @@ func (s *session) unknownName(st *sql.Statement) *refusal {
 	switch {
 	case s.failed():
 		return plainError(sqlstateFailed, "current transaction is aborted, commands ignored until end of transaction block")
+	case st.Kind == sql.KindFetch && s.portals[st.Name] != nil:
+		return s.mixed("the portal "+strconv.Quote(printable(st.Name, 100))+" was bound by the protocol, and SQL cannot fetch from it", "fetch with Execute, or DECLARE a cursor")
+	case st.Kind == sql.KindExecute && s.statements[st.Name] != nil:
+		return s.mixed("the statement "+strconv.Quote(printable(st.Name, 100))+" was prepared by the protocol, and EXECUTE cannot run it", "bind it, or PREPARE it in SQL")
 	case st.Kind == sql.KindFetch:
 		return plainError(sqlstateNoPortal, "cursor %q does not exist", printable(st.Name, 100))
 	}
 	return plainError(sqlstateNoStatement, "prepared statement %q does not exist", printable(st.Name, 100))
+}
+
+// mixed refuses what PostgreSQL would do, by name: what the protocol made and
+// what SQL made are two worlds here.
+func (s *session) mixed(message, hint string) *refusal {
+	d := s.newDenial(access.Unsupported, message+" through the gateway")
+	d.Hint = hint
+	return refuse(d, "protocol and SQL mixed")
 }
 
 // checkName refuses names that the gateway needs or that are taken, and more of
@@ -162,7 +175,10 @@ func (s *session) learn(e *execution) {
 		delete(s.cursors, judged.Name)
 	case sql.KindDeallocate:
 		s.forgetPrepared(judged.Name)
+	case sql.KindListen:
+		s.channels[judged.Name] = st.detect
 	case sql.KindDiscard:
+		clear(s.channels)
 		clear(s.cursors)
 		s.forgetPrepared("")
 	case sql.KindTransaction:

@@ -207,8 +207,8 @@ func (s *session) answer(ctx context.Context, typ byte, body []byte) error {
 		return s.notice(ctx, body)
 	case 'S':
 		return s.parameterStatus(body)
-	case 'A': // NotificationResponse: LISTEN is not taken
-		return nil
+	case 'A':
+		return s.notification(body)
 	case 'E':
 		return s.targetError(ctx, body)
 	}

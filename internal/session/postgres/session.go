@@ -59,9 +59,11 @@ type session struct {
 	discarding bool // the client's messages have no effect up to Sync
 	statements map[string]*statement
 	portals    map[string]*portal
-	cursors    map[string]*named // SQL cursors
-	prepared   map[string]*named // by PREPARE
-	textBytes  int               // of the prepared statements
+	cursors    map[string]*named   // SQL cursors
+	prepared   map[string]*named   // by PREPARE
+	channels   map[string]Detector // that it listens to; what is looked for in payloads
+	pid        uint32              // as the client knows it
+	textBytes  int                 // of the prepared statements
 	names      int
 	asks       []string // approvals left open
 
@@ -113,7 +115,7 @@ func (c *connection) open(ctx context.Context, start *startup, p access.Principa
 		Service: c.Service, conn: c.conn, info: info, resource: resource, span: span, types: pgtype.NewMap(),
 		log:        c.deps.Log.With("session", info.ID, "resource", resource.Access.Name),
 		statements: map[string]*statement{}, portals: map[string]*portal{}, status: statusIdle,
-		cursors: map[string]*named{}, prepared: map[string]*named{}, outlives: outlives,
+		cursors: map[string]*named{}, prepared: map[string]*named{}, outlives: outlives, channels: map[string]Detector{},
 	}
 	cause := s.run(ctx, start)
 	closeSession(cause)
@@ -182,13 +184,14 @@ func (s *session) serve(ctx context.Context, start *startup) error {
 		return &fatalError{s.unavailable("the gateway has too many sessions"), err}
 	}
 	defer release()
+	s.pid = pid
 	if err := s.greet(ctx, pid, secret); err != nil {
 		return err
 	}
 	for {
-		f, err := s.in.next(ctx)
+		f, err := s.next(ctx)
 		if err != nil {
-			return s.inboxFault(ctx, err)
+			return err
 		}
 		if err := s.handle(ctx, f); err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -77,10 +78,11 @@ type upstream struct {
 	maxRow int
 	login  *login
 
-	mu         sync.Mutex
-	closed     bool          // nothing more is cancelled
-	cancelling chan struct{} // closed when the cancel request under way is done
-	canceller  sync.WaitGroup
+	mu          sync.Mutex
+	closed      bool // nothing more is cancelled
+	interrupted bool
+	cancelling  chan struct{} // closed when the cancel request under way is done
+	canceller   sync.WaitGroup
 }
 
 // cancelWithin bounds one cancel request to the target.
@@ -199,7 +201,41 @@ func (u *upstream) settleCancel() {
 }
 
 // interrupt makes reading and writing fail from now on.
-func (u *upstream) interrupt() { u.conn.SetDeadline(time.Unix(1, 0)) }
+func (u *upstream) interrupt() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.interrupted = true
+	u.conn.SetDeadline(longAgo)
+}
+
+// longAgo is a deadline that has passed.
+var longAgo = time.Unix(1, 0)
+
+// peek waits for the target to say something. told is closed when it has, or
+// cannot; until stop has returned nobody else may read. stop returns the error
+// of the connection, not that it was stopped.
+func (u *upstream) peek() (told <-chan struct{}, stop func() error) {
+	done := make(chan struct{})
+	var fault error
+	go func() {
+		defer close(done)
+		_, fault = u.r.Peek(1)
+	}()
+	return done, func() error {
+		u.conn.SetReadDeadline(longAgo)
+		<-done
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		if u.interrupted {
+			return fault
+		}
+		u.conn.SetReadDeadline(time.Time{})
+		if errors.Is(fault, os.ErrDeadlineExceeded) {
+			return nil
+		}
+		return fault
+	}
+}
 
 // close ends the connection; running says that a statement may still be
 // running, which is then cancelled at the target first.
