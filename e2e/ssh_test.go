@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"chaperone.dev/chaperone/examples/demo"
+	"chaperone.dev/chaperone/internal/console"
 )
 
 // TestSSHCommands: the stock client, straight to sshd and through the gateway,
@@ -328,5 +330,53 @@ func TestSSHKilled(t *testing.T) {
 	_ = cmd.Wait()
 	if status := cmd.ProcessState.ExitCode(); status != 77 || !strings.Contains(errs.String(), "an operator ended this session: enough") {
 		t.Errorf("%d %s", status, errs)
+	}
+}
+
+// TestSSHReplay: what a terminal showed is played back inert, and exported as it
+// was, with its size and how it ended.
+func TestSSHReplay(t *testing.T) {
+	t.Parallel()
+	s := site(t)
+	tok := exchanged(t, s, token(t, s, demo.Omar), "", "audience", "web") // like no other
+	c := hostsWith(t, s, tok)
+	// The command itself, which is recorded as it was sent, has the number once.
+	const shown = `\033]0;replayed\007\033[31mred\033[0m card 4111\033[1m 1111 1111 1111\033[0m end\n`
+	if out, errs, status := c.run(t, "", "ssh", "-tt", "web", ": free; printf '"+shown+"'; exit 4"); status != 4 || !strings.Contains(out, "\x1b[31mred") {
+		t.Fatalf("%d %q %q", status, out, errs)
+	}
+	sofia := person(t, s, demo.Sofia)
+	session := ""
+	eventually(t, func() error {
+		out, err := cli(t, s, sofia, "sessions", "list", "-o", "json")
+		if err != nil {
+			return err
+		}
+		var list []console.SessionSummary
+		if err := json.Unmarshal([]byte(out), &list); err != nil {
+			return err
+		}
+		for _, one := range list {
+			if one.Principal.Token.ID == tokenID(tok) && !one.Live {
+				session = one.ID
+				return nil
+			}
+		}
+		return fmt.Errorf("it is not among %d sessions", len(list))
+	})
+	replayed, err := cli(t, s, sofia, "sessions", "replay", session, "--speed", "0")
+	if err != nil || !strings.Contains(replayed, "red card *** end") || strings.ContainsAny(replayed, "\x1b\x07") || strings.Count(replayed, "1111 1111 1111") != 1 || !strings.Contains(replayed, "exit 4") {
+		t.Errorf("replayed (%v):\n%q", err, replayed)
+	}
+	cast, err := cli(t, s, sofia, "sessions", "export", session)
+	if err != nil || !strings.HasPrefix(cast, `{"version":3,"term":{"cols":80,"rows":24`) || !strings.Contains(cast, `\u001b]0;replayed\u0007\u001b[31mred`) ||
+		!strings.HasSuffix(cast, `,"x","4"]`+"\n") || strings.Count(cast, "1111 1111 1111") != 1 {
+		t.Errorf("exported (%v):\n%s", err, cast)
+	}
+	if out, err := cli(t, s, sofia, "sessions", "export", session, "--format", "asciicast-v2"); err != nil || !strings.HasPrefix(out, `{"version":2,"width":`) {
+		t.Errorf("exported (%v):\n%s", err, out)
+	}
+	if out, err := cli(t, s, sofia, "sessions", "export", session, "--format", "gif"); err == nil {
+		t.Errorf("a format that is not there: %s", out)
 	}
 }

@@ -141,6 +141,10 @@ type StreamChunk struct {
 	Omitted int64 `json:"omitted,omitempty"`
 }
 
+// IsSize reports whether the chunk is the size of a terminal, which may be 0 by
+// 0 when the client has none itself.
+func (c *StreamChunk) IsSize() bool { return c.Text == "" && len(c.Bytes) == 0 && c.Omitted == 0 }
+
 // A StreamSum is all of a stream, as it passed the gateway, before anything was
 // replaced in the recording.
 type StreamSum struct {

@@ -73,7 +73,7 @@ func (c *cast) event(ev access.Event) error {
 		}
 		c.commands[ev.Request] = ev.Decided.Request.Action.SSH.Command
 	case c.Request != "" && ev.Request != c.Request:
-	case ev.Stream != nil && ev.Stream.Columns > 0 && c.begun.IsZero():
+	case ev.Stream != nil && ev.Stream.IsSize() && c.begun.IsZero():
 		c.Request, c.begun, c.before = ev.Request, ev.Time, ev.Time
 		return c.line(c.header(ev.Stream))
 	case c.begun.IsZero():
@@ -90,6 +90,7 @@ func (c *cast) event(ev access.Event) error {
 
 func (c *cast) header(size *access.StreamChunk) any {
 	command := c.commands[c.Request]
+	columns, rows := sizeOf(size)
 	if c.Version == 2 {
 		return struct {
 			Version   int               `json:"version"`
@@ -99,7 +100,7 @@ func (c *cast) header(size *access.StreamChunk) any {
 			Title     string            `json:"title,omitempty"`
 			Command   string            `json:"command,omitempty"`
 			Env       map[string]string `json:"env,omitempty"`
-		}{2, size.Columns, size.Rows, c.begun.Unix(), c.title, command, map[string]string{"TERM": size.Term}}
+		}{2, columns, rows, c.begun.Unix(), c.title, command, map[string]string{"TERM": size.Term}}
 	}
 	type term struct {
 		Columns int    `json:"cols"`
@@ -112,13 +113,22 @@ func (c *cast) header(size *access.StreamChunk) any {
 		Timestamp int64  `json:"timestamp"`
 		Title     string `json:"title,omitempty"`
 		Command   string `json:"command,omitempty"`
-	}{3, term{size.Columns, size.Rows, size.Term}, c.begun.Unix(), c.title, command}
+	}{3, term{columns, rows, size.Term}, c.begun.Unix(), c.title, command}
+}
+
+// sizeOf is the size of a terminal, or the usual one where the client had none.
+func sizeOf(s *access.StreamChunk) (columns, rows int) {
+	if s.Columns <= 0 || s.Rows <= 0 {
+		return 80, 24
+	}
+	return s.Columns, s.Rows
 }
 
 func (c *cast) stream(ev access.Event) error {
 	s := ev.Stream
-	if s.Columns > 0 {
-		return c.entry(ev.Time, "r", strconv.Itoa(s.Columns)+"x"+strconv.Itoa(s.Rows))
+	if s.IsSize() {
+		columns, rows := sizeOf(s)
+		return c.entry(ev.Time, "r", strconv.Itoa(columns)+"x"+strconv.Itoa(rows))
 	}
 	text := s.Text
 	if len(s.Bytes) > 0 {

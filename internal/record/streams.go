@@ -35,7 +35,7 @@ type display struct {
 
 // stream shows a piece of what went in or came out.
 func (r *renderer) stream(c *access.StreamChunk) {
-	if c.Columns > 0 {
+	if c.IsSize() {
 		r.sized(c)
 		return
 	}
