@@ -249,8 +249,15 @@ func TestAttackKubernetesWrites(t *testing.T) {
 		if status, answer := atGateway(t, s, "PUT", kept, alan, text, "Content-Type", "application/json"); status != http.StatusForbidden || !strings.Contains(answer, "masked-field") {
 			t.Errorf("%d %s", status, answer)
 		}
-		if status, answer := atGateway(t, s, "PATCH", kept, alan, `{"metadata":{"labels":{"a":"b"}}}`, "Content-Type", "application/merge-patch+json"); status != http.StatusForbidden && status != http.StatusOK || strings.Contains(answer, "aHVudGVyMg") {
+		if status, answer := atGateway(t, s, "PATCH", kept, alan, `{"metadata":{"labels":{"a":"b"}}}`, "Content-Type", "application/merge-patch+json"); status != http.StatusOK || strings.Contains(answer, "aHVudGVyMg") {
 			t.Errorf("twin: %d %s", status, answer)
+		}
+		const copied = `[{"op":"add","path":"/metadata/annotations","value":{}},{"op":"copy","from":"/data/password","path":"/metadata/annotations/password"}]`
+		if status, answer := atCluster(t, "PATCH", kept+"?dryRun=All", admin, copied, "Content-Type", "application/json-patch+json"); status != http.StatusOK || !strings.Contains(answer, `"annotations":{"password":"aHVudGVyMg=="}`) {
+			t.Errorf("control: %d %s", status, answer)
+		}
+		if status, answer := atGateway(t, s, "PATCH", kept, alan, copied, "Content-Type", "application/json-patch+json"); status != http.StatusForbidden || strings.Contains(answer, "aHVudGVyMg") {
+			t.Errorf("a value copied: %d %s", status, answer)
 		}
 		if _, text := atCluster(t, "GET", kept, admin, ""); !strings.Contains(text, "aHVudGVyMg==") {
 			t.Errorf("the value is gone: %s", text)

@@ -55,6 +55,10 @@ func TestAttenuationRefuses(t *testing.T) {
 		"its path":                     {&Attenuation{Paths: []string{"/a"}}, billing, call("GET", "/a"), ""},
 		"below its path":               {&Attenuation{Paths: []string{"/a/"}}, billing, call("GET", "/a/b"), ""},
 		"a path that begins so":        {&Attenuation{Paths: []string{"/a"}}, billing, call("GET", "/ab"), "paths"},
+		"a list of pods":               {readOnly, billing, Action{K8s: &K8s{Method: "GET", ReadOnly: true}}, ""},
+		"exec by GET":                  {readOnly, billing, Action{K8s: &K8s{Method: "GET"}}, "reading only"},
+		"asking what one may do":       {readOnly, billing, Action{K8s: &K8s{Method: "POST", ReadOnly: true}}, ""},
+		"another namespace":            {&Attenuation{Paths: []string{"/api/v1/namespaces/shop"}}, billing, Action{K8s: &K8s{Path: "/api/v1/namespaces/prod/pods"}}, "paths"},
 	} {
 		got := c.a.Refuses(c.on, c.do)
 		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) {

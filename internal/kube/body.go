@@ -76,6 +76,11 @@ func readBody(k *access.K8s, r Request) error {
 	if at := maskedAt(body, k.Group == "" && k.Resource == "secrets"); at != "" && !r.Recorded {
 		return &Refusal{access.MaskedField, "the body would write a mask over the value at " + at + ": leave that field out, or give it its real value"}
 	}
+	if media == jsonPatchType {
+		if err := plainPatch(k, body); err != nil {
+			return err
+		}
+	}
 	k.Body, k.BodyState = body, access.BodyWhole
 	if k.Verb == "create" && k.Name == "" {
 		k.Name = nameIn(body)
@@ -104,6 +109,31 @@ func mediaType(k *access.K8s, b Body) (string, error) {
 		return "", &Refusal{access.Unsupported, "a body of type " + shortened(media) + " is not read here: send JSON"}
 	}
 	return media, nil
+}
+
+// plainPatch refuses the operations of a JSON patch (RFC 6902) that carry a value
+// from a place that may be masked to one that is not, and, in a Secret, those
+// that tell whether a guess is right.
+func plainPatch(k *access.K8s, body any) error {
+	operations, ok := body.([]any)
+	if !ok {
+		return unreadable("a JSON patch is a list of operations")
+	}
+	for _, o := range operations {
+		operation, _ := o.(map[string]any)
+		switch op, _ := operation["op"].(string); op {
+		case "add", "replace", "remove":
+		case "test":
+			if k.Group == "" && k.Resource == "secrets" {
+				return &Refusal{access.MaskedField, "a patch of a Secret cannot test its values: they are masked"}
+			}
+		case "copy", "move":
+			return &Refusal{access.MaskedField, "a patch cannot copy or move values, which may be masked where they come from: write the value itself"}
+		default:
+			return unreadable("a JSON patch has the operations add, remove, replace, move, copy and test")
+		}
+	}
+	return nil
 }
 
 func shortened(text string) string {

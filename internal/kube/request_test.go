@@ -147,6 +147,11 @@ func TestReadRefuses(t *testing.T) {
 		{"a mask in text", post("/api/v1/namespaces/shop/configmaps", `{"data":{"password":"***"}}`), access.MaskedField},
 		{"a partial mask in a patch", patch("/api/v1/namespaces/shop/configmaps/c", jsonPatchType, `[{"op":"add","path":"/data/x","value":"***1234"}]`), access.MaskedField},
 		{"a path with a body", post("/version", "{}"), access.Unsupported},
+		{"a value copied out of a Secret", patch("/api/v1/namespaces/shop/secrets/s", jsonPatchType, `[{"op":"copy","from":"/data/p","path":"/metadata/annotations/p"}]`), access.MaskedField},
+		{"a value moved", patch(pods+"/web", jsonPatchType, `[{"op":"move","from":"/spec/x","path":"/metadata/annotations/p"}]`), access.MaskedField},
+		{"a guess at a Secret", patch("/api/v1/namespaces/shop/secrets/s", jsonPatchType, `[{"op":"test","path":"/data/p","value":"YQ=="}]`), access.MaskedField},
+		{"an operation in capitals", patch(pods+"/web", jsonPatchType, `[{"op":"COPY","from":"/a","path":"/b"}]`), access.Unreadable},
+		{"a JSON patch that is no list", patch(pods+"/web", jsonPatchType, `{}`), access.Unreadable},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -159,6 +164,9 @@ func TestReadRefuses(t *testing.T) {
 	}
 	if _, err := Read(post("/api/v1/namespaces/shop/configmaps", `{"data":{"text":"*** read me ***"}}`)); err != nil {
 		t.Errorf("text with asterisks: %v", err)
+	}
+	if _, err := Read(patch(pods+"/web", jsonPatchType, `[{"op":"test","path":"/a","value":1},{"op":"replace","path":"/a","value":2}]`)); err != nil {
+		t.Errorf("a JSON patch: %v", err)
 	}
 }
 
