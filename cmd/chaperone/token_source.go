@@ -34,7 +34,7 @@ type tokenSource struct {
 }
 
 // source finds the caller's own token: --token-file, CHAPERONE_TOKEN, GitHub
-// Actions, a projected file.
+// Actions, a projected file, the last login.
 func (g *gateway) source(audience string) (tokenSource, error) {
 	request, requestToken := os.Getenv("ACTIONS_ID_TOKEN_REQUEST_URL"), os.Getenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN")
 	switch {
@@ -51,7 +51,10 @@ func (g *gateway) source(audience string) (tokenSource, error) {
 	if _, err := os.Stat(projectedToken); err == nil {
 		return fileSource(projectedToken)
 	}
-	return tokenSource{}, fmt.Errorf("%w: a token is needed: set CHAPERONE_TOKEN, CHAPERONE_TOKEN_FILE or --token-file, or mount one at %s", errUsage, projectedToken)
+	if t, ok := loggedIn(); ok {
+		return tokenSource{"login:" + digest(t.Reveal()), func(context.Context) (access.Secret, error) { return t, nil }}, nil
+	}
+	return tokenSource{}, fmt.Errorf("%w: a token is needed: log in (chaperone login), set CHAPERONE_TOKEN, CHAPERONE_TOKEN_FILE or --token-file, or mount one at %s", errUsage, projectedToken)
 }
 
 // fileSource reads the file each time: whoever rotates it writes it anew.

@@ -105,9 +105,10 @@ func (d *Dex) config(dir string, config DexConfig) (file string, err error) {
 		"enablePasswordDB": true,
 		"staticPasswords":  people,
 		"staticClients": []map[string]any{
-			{"id": "chaperone", "name": "chaperone", "secret": dexSecret, "trustedPeers": []string{"agent", "console"},
+			{"id": "chaperone", "name": "chaperone", "secret": dexSecret, "trustedPeers": []string{"agent", "console", "cli"},
 				"redirectURIs": []string{"http://127.0.0.1/callback"}},
 			{"id": "agent", "name": "agent", "secret": dexSecret, "redirectURIs": []string{"http://127.0.0.1/callback"}},
+			{"id": "cli", "name": "cli", "public": true}, // people with a browser
 			{"id": "console", "name": "console", "secret": dexSecret, "redirectURIs": []string{"http://127.0.0.1/callback"}},
 		},
 	})
