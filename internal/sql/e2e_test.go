@@ -110,6 +110,7 @@ func TestServers(t *testing.T) {
 			t.Run("rewritten queries", srv.testRewrittenQueries)
 			t.Run("role", srv.testRoleCannotReadSecrets)
 			t.Run("current of", srv.testCurrentOf)
+			t.Run("positions", srv.testPositions)
 			t.Run("binding", srv.testBindingAgreesWithServer)
 			t.Run("random queries", srv.testNoSecretInRandomQueries)
 			t.Run("attacks", srv.testAttacks)
@@ -244,6 +245,60 @@ func (srv *target) testCurrentOf(t *testing.T) {
 		}
 		if got, err := answer(t.Context(), srv.app, f.Text); err != nil || !strings.Contains(got, step.want) {
 			t.Errorf("%s\nas %s\nanswered %s, %v", step.text, f.Text, got, err)
+		}
+	}
+}
+
+// wrong are statements with an error that the server finds, behind everything
+// that is rewritten: $ stands for it.
+var wrong = []string{
+	"select 'é', ssn from customers where $",
+	"select public.customers.ssn, public.customers.id from public.customers where public.customers.id = 1 and $",
+	"table customers union all select $, ssn, null, null, null, null, null, null, null from customers",
+	"select a.ssn, b.ssn from customers a join customers b using (id) where $",
+	"select ssn from only (customers) where $",
+	"select ssn from customers tablesample system (100) repeatable (1) where $",
+	"select ctid, ssn from customers where $",
+	"select id, name, ssn from customers group by id having $",
+	"with c as (select * from customers) select ssn, (select max(secret) from events) from c where $",
+	"select ssn, id from customers where $ for update",
+	"select s from kept, lateral (select $) l",
+	"delete from orders where customer_id in (select id from customers) and $",
+	"merge into orders o using customers c on o.customer_id = c.id when matched and $ then do nothing",
+	"declare x cursor for select ssn from customers where $",
+	"prepare x as select ssn from customers where $",
+	"explain select ssn from customers where $",
+	"copy (select ssn from customers where $) to stdout",
+	"/* é */ select ssn from customers -- ü\n where $",
+}
+
+// An error in what is forwarded points where it would in the client's text.
+func (srv *target) testPositions(t *testing.T) {
+	a := newTestAnalyzer(t)
+	position := func(text string) int {
+		var pgErr *pgconn.PgError
+		for _, command := range []string{"begin", text, "rollback"} {
+			if _, err := answer(t.Context(), srv.owner, command); errors.As(err, &pgErr) && pgErr.Code != "42883" {
+				t.Fatalf("%s: %v", text, err)
+			}
+		}
+		if pgErr == nil {
+			t.Fatalf("%s: no error", text)
+		}
+		return int(pgErr.Position)
+	}
+	for _, text := range wrong {
+		text = strings.ReplaceAll(text, "$", "(false = 'ß'::text)")
+		f, r := maskIt(t, a, srv.cat, e2eMasks, text)
+		if r != nil {
+			t.Errorf("%s: refused: %s", text, r.Message)
+			continue
+		}
+		if f.Text == text {
+			t.Errorf("%s is not rewritten", text)
+		}
+		if got, want := f.ClientPosition(position(f.Text)), position(text); got != want {
+			t.Errorf("%s\nas %s\npoints to %d, not %d", text, f.Text, got, want)
 		}
 	}
 }
