@@ -204,14 +204,41 @@ func (g *grants) collect(ctx context.Context, masks []access.Mask, x *Examinatio
 		return err
 	}
 	g.lines = append(g.lines, memberships...)
+	hidden := []uint32{}
 	for _, t := range g.masked(masks) {
+		if len(t.hidden) > 0 {
+			hidden = append(hidden, t.OID)
+		}
 		if err := g.table(ctx, t); err != nil {
 			return err
 		}
 	}
+	views, err := texts(ctx, g.conn, viewsQuery, hidden)
+	if err != nil {
+		return err
+	}
+	x.Risks = append(x.Risks, views...)
 	x.Statements = append(x.Statements, g.lines...)
 	return nil
 }
+
+// viewsQuery lists the views that the role may read, with their owners' rights,
+// over tables with masked columns, directly or through other views.
+const viewsQuery = `
+WITH RECURSIVE reads AS (
+  SELECT w.ev_class AS view, d.refobjid AS source FROM pg_catalog.pg_rewrite w
+    JOIN pg_catalog.pg_depend d ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid OPERATOR(pg_catalog.=) w.oid
+     AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid OPERATOR(pg_catalog.<>) w.ev_class),
+below AS (
+  SELECT view, source FROM reads UNION SELECT b.view, r.source FROM below b JOIN reads r ON r.view OPERATOR(pg_catalog.=) b.source)
+SELECT DISTINCT pg_catalog.concat('may read the view ', n.nspname, '.', c.relname, ', which reads ', tn.nspname, '.', t.relname, ' with the rights of its owner: only the gateway masks what it shows')
+  FROM below b JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) b.view JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+  JOIN pg_catalog.pg_class t ON t.oid OPERATOR(pg_catalog.=) b.source JOIN pg_catalog.pg_namespace tn ON tn.oid OPERATOR(pg_catalog.=) t.relnamespace
+ WHERE b.source OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.oid[]) AND c.relkind OPERATOR(pg_catalog.=) ANY ('{v,m}'::pg_catalog."char"[])
+   AND pg_catalog.has_any_column_privilege(c.oid, 'SELECT')
+   AND NOT EXISTS (SELECT FROM pg_catalog.pg_options_to_table(c.reloptions) o
+                    WHERE o.option_name OPERATOR(pg_catalog.=) 'security_invoker' AND o.option_value::pg_catalog.bool)
+ ORDER BY 1 LIMIT 200`
 
 // membershipsQuery takes roles away from every member through whom the role has
 // them.

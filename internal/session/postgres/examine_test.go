@@ -103,3 +103,30 @@ func TestExamineSuperuser(t *testing.T) {
 		t.Errorf("%+v %v", x, err)
 	}
 }
+
+// Views show what their owners may read: no privilege on the table stands
+// between.
+func TestExamineViews(t *testing.T) {
+	t.Parallel()
+	pg, ctx := server(t, "18"), t.Context()
+	for _, text := range []string{"CREATE ROLE viewer LOGIN PASSWORD '" + rolePassword + "'", "CREATE DATABASE viewed"} {
+		if err := pg.Exec(ctx, "postgres", text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := pg.Exec(ctx, "viewed", `CREATE TABLE people (id int PRIMARY KEY, ssn text); CREATE TABLE places (id int); GRANT SELECT (id) ON people TO viewer;
+		CREATE VIEW shows AS SELECT p.* FROM people p; CREATE MATERIALIZED VIEW over AS SELECT * FROM shows; GRANT SELECT ON over TO viewer; CREATE VIEW part AS SELECT * FROM people;
+		GRANT SELECT (id) ON part TO viewer; CREATE VIEW invoked WITH (security_invoker) AS SELECT * FROM people; GRANT SELECT ON invoked TO viewer;
+		CREATE VIEW elsewhere AS SELECT * FROM places; GRANT SELECT ON elsewhere TO viewer`); err != nil {
+		t.Fatal(err)
+	}
+	x, err := Examine(ctx, Resource{Access: access.Resource{Name: "orders"}, Address: pg.Addr, Database: "viewed", User: "viewer",
+		Password: func(context.Context) (access.Secret, error) { return access.NewSecret(rolePassword), nil }}, []access.Mask{{Column: "public.people.ssn", With: access.Redact}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const reads = ", which reads public.people with the rights of its owner: only the gateway masks what it shows"
+	if want := []string{"may read the view public.over" + reads, "may read the view public.part" + reads}; !slices.Equal(x.Risks, want) || len(x.Missing) > 0 {
+		t.Errorf("risks %q, missing %q", x.Risks, x.Missing)
+	}
+}
