@@ -56,12 +56,14 @@ func (s *session) shellChannel(ctx context.Context, incoming gossh.NewChannel) {
 	c := &channel{session: s, ch: ch, environment: map[string]string{}}
 	ctx, cancel := context.WithCancelCause(ctx)
 	for request := range requests {
-		ok := c.take(ctx, request)
-		if !request.WantReply {
-			continue
+		ok, then := c.take(ctx, request)
+		if request.WantReply {
+			if err := request.Reply(ok, nil); err != nil {
+				break
+			}
 		}
-		if err := request.Reply(ok, nil); err != nil {
-			break
+		if then != nil { // after the answer: a client that has none yet takes an end for a fault
+			then()
 		}
 	}
 	cancel(errClientLeft)
@@ -69,26 +71,28 @@ func (s *session) shellChannel(ctx context.Context, incoming gossh.NewChannel) {
 	_ = ch.Close() // it is closed already when the act ended
 }
 
-// take handles one request and reports whether it was granted. An act is granted
-// before it is decided, for only then does a client listen to why it is refused.
-func (c *channel) take(ctx context.Context, request *gossh.Request) bool {
+// take handles one request and reports whether it was granted, and what is to be
+// done once the client knows. An act is granted before it is decided, for only
+// then does a client listen to why it is refused.
+func (c *channel) take(ctx context.Context, request *gossh.Request) (ok bool, then func()) {
 	switch request.Type {
 	case "env":
-		return c.set(request.Payload)
+		return c.set(request.Payload), nil
 	case "pty-req":
-		return c.openTerminal(request.Payload)
+		return c.openTerminal(request.Payload), nil
 	case "window-change":
-		return c.resize(ctx, request.Payload)
+		return c.resize(ctx, request.Payload), nil
 	case "signal":
-		return c.signal(request.Payload)
+		return c.signal(request.Payload), nil
 	case "shell", "exec", "subsystem":
-		return c.begin(ctx, request)
+		then = c.begin(ctx, request)
+		return then != nil, then
 	case "auth-agent-req@openssh.com":
-		return c.sideways(ctx, access.ActAgent)
+		return c.sideways(ctx, access.ActAgent), nil
 	case "x11-req":
-		return c.sideways(ctx, access.ActX11)
+		return c.sideways(ctx, access.ActX11), nil
 	}
-	return false // as sshd answers what it does not know
+	return false, nil // as sshd answers what it does not know
 }
 
 // usualVariables may always be set; sshd on Debian and its kin take them too.
@@ -161,20 +165,22 @@ func (c *channel) signal(payload []byte) bool {
 	return err == nil
 }
 
-// begin starts the channel's one act.
-func (c *channel) begin(ctx context.Context, request *gossh.Request) bool {
+// begin returns what starts the channel's one act; nil when there was one, or it
+// cannot be read.
+func (c *channel) begin(ctx context.Context, request *gossh.Request) (start func()) {
 	var what struct{ Text string }
 	if c.started || request.Type != "shell" && gossh.Unmarshal(request.Payload, &what) != nil {
-		return false
+		return nil
 	}
 	c.started = true
-	c.acting.Go(func() {
-		c.guard(func() {
-			defer c.ch.Close()
-			c.act(ctx, request.Type, what.Text)
+	return func() {
+		c.acting.Go(func() {
+			c.guard(func() {
+				defer c.ch.Close()
+				c.act(ctx, request.Type, what.Text)
+			})
 		})
-	})
-	return true
+	}
 }
 
 // sideways judges the wish for something that the gateway never does, so that

@@ -49,7 +49,8 @@ type session struct {
 
 	mu       sync.Mutex
 	channels int
-	closing  bool // the client wants no more sessions
+	emptied  chan struct{} // closed when there are no more; nil: nobody waits for that
+	closing  bool          // the client wants no more sessions
 	stop     context.CancelCauseFunc
 }
 
@@ -198,22 +199,19 @@ func (s *session) watch(ctx context.Context) {
 // await waits until the channels have said what they had to say, or the client's
 // time is up.
 func (s *session) await() {
+	emptied := make(chan struct{})
+	s.mu.Lock()
+	if s.channels == 0 {
+		close(emptied)
+	} else {
+		s.emptied = emptied
+	}
+	s.mu.Unlock()
 	deadline := time.NewTimer(killGrace)
 	defer deadline.Stop()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for {
-		s.mu.Lock()
-		n := s.channels
-		s.mu.Unlock()
-		if n == 0 {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			return
-		}
+	select {
+	case <-emptied:
+	case <-deadline.C:
 	}
 }
 
@@ -231,7 +229,10 @@ func (s *session) enter() bool {
 func (s *session) leave() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.channels--
+	if s.channels--; s.channels == 0 && s.emptied != nil {
+		close(s.emptied)
+		s.emptied = nil
+	}
 }
 
 // channel takes a channel that the client opens.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -444,4 +445,28 @@ func TestTokenExpires(t *testing.T) {
 			return e.Closed != nil && strings.Contains(e.Closed.Cause, "token has expired")
 		})) == 1
 	})
+}
+
+// An idle session is small: this counts the client's side too.
+func TestIdleSessionsAreSmall(t *testing.T) {
+	const many, most = 100, 240 << 10 // both sides of a connection are alike
+	g := start(t, func(_ *gateway, c *Config) { c.MaxWaitingPerSource = many })
+	signer := certified(t, agent(), nil)
+	var before, after runtime.MemStats
+	g.connect(t)
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for range many {
+		if _, err := g.login(t, host.Account+"@web", gossh.PublicKeys(signer)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all are open", func() bool { return len(g.live) == many+1 })
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	each := (after.HeapInuse + after.StackInuse - before.HeapInuse - before.StackInuse) / many
+	t.Logf("%d KiB", each>>10)
+	if each > most {
+		t.Errorf("an idle session takes %d KiB with its client", each>>10)
+	}
 }
