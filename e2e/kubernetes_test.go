@@ -305,6 +305,20 @@ func TestKubernetesHold(t *testing.T) {
 	}
 }
 
+// TestKubernetesExec: kubectl runs with what exec sets, and without the token.
+func TestKubernetesExec(t *testing.T) {
+	t.Parallel()
+	s, _, through := kubernetes(t)
+	tool := filepath.Join(localserver.ToolsDir(), "bin", "kubectl")
+	out, err := client(t, s, t.TempDir(), through.env, "exec", "cluster", "--", "sh", "-c", `echo "token=$CHAPERONE_TOKEN"; "$0" get namespace default -o name`, tool)
+	if err != nil || out != "token=\nnamespace/default\n" {
+		t.Errorf("%q %v", out, err)
+	}
+	if _, err := client(t, s, t.TempDir(), through.env, "exec", "cluster", "--read-only", "--", tool, "-n", "shop", "create", "configmap", "never"); err == nil || !strings.Contains(err.Error(), "reading only") {
+		t.Errorf("a write with a token for reading: %v", err)
+	}
+}
+
 // TestKubernetesAudit: the API server's own audit names who acted, and for whom.
 func TestKubernetesAudit(t *testing.T) {
 	t.Parallel()
