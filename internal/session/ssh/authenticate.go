@@ -1,6 +1,7 @@
 package ssh
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -116,7 +117,7 @@ func (a *authentication) certificate(meta gossh.ConnMetadata, key gossh.PublicKe
 	}
 	if !slices.Contains(grant.Resources, resource) {
 		return nil, a.refuse(fmt.Errorf("%w: the certificate is for %v", errNoCredential, grant.Resources), access.Unauthenticated,
-			"the certificate is not for "+printable(cmpOr(resource, "a resource that the user name names"), 100), "get one for it: chaperone ssh-cert RESOURCE")
+			"the certificate is not for "+printable(cmp.Or(resource, "a resource that the user name names"), 100), "get one for it: chaperone ssh-cert RESOURCE")
 	}
 	return permit(identity{principal: grant.Principal, user: user, resource: resource}), nil
 }
@@ -212,11 +213,4 @@ func splitLogin(login string) (user, resource string) {
 		return login[:at], login[at+1:]
 	}
 	return login, ""
-}
-
-func cmpOr(text, otherwise string) string {
-	if text == "" {
-		return otherwise
-	}
-	return text
 }

@@ -14,13 +14,12 @@ import (
 
 // Bounds of what a client may say before its act.
 const (
-	maxCommand     = 64 << 10
-	maxVariables   = 32
-	maxVariable    = 128 // bytes of a value
-	maxTerm        = 64
-	maxModes       = 1 << 10
-	maxSide        = 10_000 // columns and rows of a terminal
-	maxRequestSize = 1 << 10
+	maxCommand   = 64 << 10
+	maxVariables = 32
+	maxVariable  = 128 // bytes of a value
+	maxTerm      = 64
+	maxModes     = 1 << 10
+	maxSide      = 10_000 // columns and rows of a terminal
 )
 
 // A channel is one session channel (RFC 4254, section 6): what the client sets

@@ -18,7 +18,7 @@
 //	  │                        │ ◄── pinned host key ─────────── │
 //	  │                        │ ── session, env, exec "ls" ───► │
 //	  │                        │ ◄───────────── stdout, stderr ─ │
-//	  │                        │ mask, Append(Output)            │
+//	  │                        │ mask, Append(Stream)            │
 //	  │ ◄─ stdout, stderr      │                                 │
 //	  │ ◄─ exit-status         │ Append(Ended)                   │
 //

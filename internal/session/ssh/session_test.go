@@ -108,28 +108,40 @@ func TestKillWithZeroWindow(t *testing.T) {
 	})
 }
 
-// With the recorder gone nothing new happens, and what runs ends.
+// With the recorder gone nothing new happens, and what runs ends before more of
+// it passes.
 func TestNothingRunsUnrecorded(t *testing.T) {
 	t.Parallel()
 	g := start(t)
 	client, file := g.connect(t), evil(t)
-	session, errs := begin(t, client, ": free; echo started; cat; echo more")
-	g.recorder.set(func(m *memory) { m.broken = true })
-	if r := exec(t, client, ": free; touch "+file, ""); r.status != 75 || !strings.Contains(r.errs, "cannot record") || exists(file) {
-		t.Errorf("%+v", r)
-	}
-	stdin, err := client.NewSession() // the control that the connection lives
+	session, err := client.NewSession()
 	if err != nil {
 		t.Fatal(err)
 	}
-	stdin.Close()
-	session.Close()
-	_ = session.Wait()
-	if strings.Contains(errs.String(), "more") {
-		t.Error("unrecorded output passed")
+	in, err := session.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := g.login(t, host.Account+"@web", gossh.Password("good")); err == nil {
-		eventually(t, "a new session ends at once", func() bool { return len(g.live) <= 1 })
+	var out, errs safeBuffer
+	session.Stdout, session.Stderr = &out, &errs
+	if err := session.Start(": free; echo started; cat; echo more"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it runs", func() bool { return out.String() == "started\n" })
+	g.recorder.set(func(m *memory) { m.broken = true })
+	if r := exec(t, client, ": free; touch "+file, ""); r.status != 75 || !strings.Contains(r.errs, "cannot record") || exists(file) {
+		t.Errorf("a new act: %+v", r)
+	}
+	if err := in.Close(); err != nil {
+		t.Fatal(err)
+	}
+	exit, ok := session.Wait().(*gossh.ExitError)
+	if !ok || exit.ExitStatus() != 75 || strings.Contains(out.String(), "more") {
+		t.Errorf("what runs: %v %q %q", exit, &out, &errs)
+	}
+	g.recorder.set(func(m *memory) { m.broken = false })
+	if r := exec(t, client, ": free; touch "+file, ""); r.status != 0 || !exists(file) {
+		t.Errorf("the recorder is back: %+v", r)
 	}
 }
 
@@ -196,6 +208,9 @@ func TestRecording(t *testing.T) {
 	if r := exec(t, g2.connect(t), ": free; head -c 100000 /dev/zero | tr '\\0' x; printf '\\000'; echo end", ""); len(r.out) != 100_005 {
 		t.Errorf("%d bytes", len(r.out))
 	}
+	eventually(t, "it ends", func() bool {
+		return len(g2.recorder.find(func(e access.Event) bool { return e.Ended != nil })) == 1
+	})
 	var omitted int64
 	for _, e := range g2.recorder.find(func(e access.Event) bool { return e.Stream != nil }) {
 		omitted += e.Stream.Omitted
