@@ -1,7 +1,11 @@
 package postgres
 
 import (
+	"slices"
+	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"chaperone.dev/chaperone/internal/access"
 )
@@ -97,5 +101,51 @@ func TestExecuteRunsTheValuesThatAreShown(t *testing.T) {
 				{"execute b (true, 'x'::text)", ok("columns b,t", "row t,x", "SELECT 1")},
 			}.play(t, w)
 		})
+	}
+}
+
+// TestCursorAcrossSavepoint: a name that two cursors had, one of them undone,
+// runs neither as the other. The control is what the server says to the same.
+func TestCursorAcrossSavepoint(t *testing.T) {
+	t.Parallel()
+	g := withJudge(t, "18")
+	w, straight := g.wire(t), g.straightWire(t)
+	steps := []string{"begin", "declare c cursor for select id from orders order by id", "savepoint s", "close c",
+		"declare c cursor for select status from orders order by id", "fetch c", "rollback to s", "fetch c", "rollback",
+		"begin", "savepoint s", "declare c cursor for select id from orders order by id", "rollback to s", "fetch c", "rollback",
+		"begin", "declare c cursor for select id from orders order by id", "savepoint s", "fetch c", "rollback to s", "fetch c", "rollback"}
+	for i, text := range steps {
+		if got, want := w.ask(text), straight.ask(text); !slices.Equal(got, want) {
+			t.Errorf("%d %s: got %q, the server %q", i, text, got, want)
+		}
+	}
+}
+
+// TestCopyBinaryLies: lengths that lie are the server's to refuse, nothing of
+// the copy stays, and the session goes on. A true copy is the twin.
+func TestCopyBinaryLies(t *testing.T) {
+	t.Parallel()
+	g := withJudge(t, "18")
+	w := g.wire(t)
+	const header = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	const row = "\x00\x02\x00\x00\x00\x04\x00\x0b\xad\x00\x00\x00\x00\x04body"
+	for _, c := range []struct {
+		name, data, want string
+	}{
+		{"a field longer than the data", header + "\x00\x02\x00\x00\x00\x04\x00\x0b\xad\x00\x7f\xff\xff\xff", "ERROR"},
+		{"a negative length", header + "\x00\x02\x00\x00\x00\x04\x00\x0b\xad\x00\xff\xff\xff\xf0", "ERROR"},
+		{"more fields than columns", header + "\x00\x09\x00\x00\x00\x00", "ERROR"},
+		{"no header", row, "ERROR"},
+		{"data after the end", header + row + "\xff\xffmore", "ERROR"},
+		{"a true copy", header + row + "\xff\xff", "COPY 1"},
+	} {
+		w.send(&pgproto3.Query{String: "copy notes (id, body) from stdin (format binary)"}, &pgproto3.CopyData{Data: []byte(c.data)}, &pgproto3.CopyDone{})
+		if got := strings.Join(w.until(1), " "); !strings.Contains(got, c.want) {
+			t.Errorf("%s: %s", c.name, got)
+		}
+		want := map[bool]string{true: "1", false: "0"}[c.want == "COPY 1"]
+		if n := g.straight(t, "select count(*)::text from notes where id = 765184"); n != want {
+			t.Errorf("%s: %s rows", c.name, n)
+		}
 	}
 }

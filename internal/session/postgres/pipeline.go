@@ -183,6 +183,11 @@ func (s *session) drain(ctx context.Context) error {
 		if err := s.answer(ctx, typ, body); err != nil {
 			return err
 		}
+		if (typ == 'D' || typ == msgCopyData) && !s.up.atHand() { // the next row may be long in coming
+			if err := s.flush(ctx); err != nil {
+				return err
+			}
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package postgres
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -156,6 +157,17 @@ func (u *upstream) read() (byte, []byte, error) {
 	}
 	u.body, err = readBody(u.r, u.body, size)
 	return typ, u.body, err
+}
+
+// atHand reports whether the next message can be read without waiting.
+func (u *upstream) atHand() bool {
+	const header = 5
+	n := u.r.Buffered()
+	if n < header {
+		return false
+	}
+	head, err := u.r.Peek(header)
+	return err == nil && n > int(binary.BigEndian.Uint32(head[1:])) // the length counts itself, not the type
 }
 
 // cancel asks the target to cancel what runs, once at a time, and does not
