@@ -74,23 +74,31 @@ func (s *session) carry(ctx context.Context, v *verdict, incoming gossh.NewChann
 	defer down.Close()
 	go gossh.DiscardRequests(upRequests)
 	go gossh.DiscardRequests(downRequests)
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	defer v.endInTime(end)()
 	stop := context.AfterFunc(ctx, func() { up.Close(); down.Close() })
 	defer stop()
 	log := newRecording(s, v, false)
 	var both sync.WaitGroup
 	var mu sync.Mutex
+	count := func(n int64) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		v.bytes += n
+		most := v.decision.Obligations.Limits.Bytes
+		if over := v.use.Read(ctx, 0, n); over == nil && (most == 0 || v.bytes <= most) {
+			return true
+		}
+		v.failure = fmt.Sprintf("it carried %d bytes, more than its limit", v.bytes)
+		return false
+	}
 	copyTo := func(name string, from, to gossh.Channel) {
 		buffer := make([]byte, chunk)
 		for {
 			n, err := from.Read(buffer)
 			if n > 0 {
-				mu.Lock()
-				v.bytes += int64(n)
-				most := v.decision.Obligations.Limits.Bytes
-				over := v.use.Read(ctx, 0, int64(n))
-				mu.Unlock()
-				if over != nil || most > 0 && v.bytes > most {
-					v.failure = fmt.Sprintf("more than %d bytes", v.bytes)
+				if !count(int64(n)) {
 					up.Close()
 					down.Close()
 					return

@@ -7,7 +7,6 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	gossh "golang.org/x/crypto/ssh"
 
@@ -70,9 +69,7 @@ func (r *relay) run(ctx context.Context) error {
 	ctx, r.stop = context.WithCancelCause(ctx)
 	defer r.stop(nil)
 	r.c.target.ending.Add(1)
-	stopTimer := r.limitTime()
-	defer stopTimer()
-	defer r.v.endWithToken(r.fail)()
+	defer r.v.endInTime(r.fail)()
 	var out sync.WaitGroup
 	done := make(chan struct{})
 	begin := func(run func()) { r.c.acting.Go(func() { r.c.guard(run) }) }
@@ -105,19 +102,6 @@ func (r *relay) run(ctx context.Context) error {
 
 // fail ends the act.
 func (r *relay) fail(err error) { r.stop(err) }
-
-// limitTime ends the act when it has run for as long as it may.
-func (r *relay) limitTime() (stop func() bool) {
-	limit := r.v.decision.Obligations.Limits.Time
-	if left := r.v.use.Left(); left > 0 && (limit == 0 || left < limit) {
-		limit = left
-	}
-	if limit == 0 {
-		return func() bool { return true }
-	}
-	denial := r.v.limit("it ran longer than " + limit.Round(time.Millisecond).String())
-	return time.AfterFunc(limit, func() { r.fail(denial) }).Stop
-}
 
 // finish tells the client how the act came out.
 func (r *relay) finish() error {

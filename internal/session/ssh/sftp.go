@@ -27,7 +27,7 @@ func (c *channel) sftp(ctx context.Context) {
 func (c *channel) runSFTP(ctx context.Context, up gossh.Channel, requests <-chan *gossh.Request) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	judge := &operations{c: c, stop: stop, open: map[string]*verdict{}}
+	judge := &operations{c: c, stop: stop, open: map[string]*verdict{}, watches: map[string]func(){}}
 	filter := sftp.New(judge, c.ch, up)
 	var status atomic.Pointer[gossh.Request]
 	var carrying sync.WaitGroup
@@ -88,8 +88,9 @@ type operations struct {
 	c    *channel
 	stop context.CancelCauseFunc
 
-	mu   sync.Mutex
-	open map[string]*verdict // let through, not ended
+	mu      sync.Mutex
+	open    map[string]*verdict // let through, not ended
+	watches map[string]func()   // that stop their watches over time
 }
 
 // Decide asks policy about one operation, and holds it when policy says so.
@@ -108,6 +109,7 @@ func (o *operations) Decide(ctx context.Context, call access.SSHCall) (sftp.Verd
 	}
 	o.mu.Lock()
 	o.open[v.request.ID] = v
+	o.watches[v.request.ID] = v.endInTime(o.stop)
 	o.mu.Unlock()
 	var mu sync.Mutex
 	most := v.decision.Obligations.Limits.Bytes
@@ -128,12 +130,14 @@ func (o *operations) Decide(ctx context.Context, call access.SSHCall) (sftp.Verd
 // Ended closes an operation.
 func (o *operations) Ended(id string, r sftp.Result) {
 	o.mu.Lock()
-	v := o.open[id]
+	v, unwatch := o.open[id], o.watches[id]
 	delete(o.open, id)
+	delete(o.watches, id)
 	o.mu.Unlock()
 	if v == nil {
 		return
 	}
+	unwatch()
 	v.tag = fmt.Sprintf("status %d", r.Status)
 	if r.Status != 0 {
 		v.failure = printable(r.Text, 200)

@@ -61,3 +61,22 @@ func (v *verdict) endWithToken(end func(error)) (stop func()) {
 	timer.Reset(left())
 	return func() { timer.Stop() }
 }
+
+// endInTime has the act ended when it has run for as long as it may, or its token
+// expires. stop ends the watch.
+func (v *verdict) endInTime(end func(error)) (stop func()) {
+	stopToken := v.endWithToken(end)
+	limit := v.decision.Obligations.Limits.Time
+	if left := v.use.Left(); left > 0 && (limit == 0 || left < limit) {
+		limit = left
+	}
+	if limit == 0 {
+		return stopToken
+	}
+	denial := v.limit("it ran longer than " + limit.Round(time.Millisecond).String())
+	timer := time.AfterFunc(limit, func() { end(denial) })
+	return func() {
+		timer.Stop()
+		stopToken()
+	}
+}
