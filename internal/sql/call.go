@@ -27,6 +27,8 @@ func (b *binder) call(f *pg.FuncCall, s *scope, env *cteEnv, clause string) line
 		arguments = decides(clause, "DISTINCT in an aggregate")
 	case b.library.counting[bare]:
 		arguments = decides(clause, bare+"()")
+	case b.library.rows[bare]:
+		arguments = decides(clause, bare+"(), which returns rows")
 	}
 	from := b.exprs(f.GetArgs(), inner, env, arguments)
 	order := decides(clause, "ORDER BY in an aggregate")

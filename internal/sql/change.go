@@ -143,7 +143,9 @@ func (b *binder) delete(q *pg.DeleteStmt, env *cteEnv) []output {
 
 // where binds a WHERE and reports whether it looks at any column, or is that of
 // one row: WHERE true is none.
-func (b *binder) where(n *pg.Node, s *scope, env *cteEnv) bool { return b.condition(n, s, env, "WHERE") }
+func (b *binder) where(n *pg.Node, s *scope, env *cteEnv) bool {
+	return b.condition(n, s, env, "WHERE")
+}
 
 func (b *binder) condition(n *pg.Node, s *scope, env *cteEnv, clause string) bool {
 	before := len(b.uses)

@@ -41,6 +41,10 @@ const (
 	countingNames = "bool_and bool_or count every num_nonnulls num_nulls regr_count starts_with regexp_count regexp_instr regexp_like " +
 		"strpos position textlike length char_length character_length octet_length bit_length array_position array_positions " +
 		"cardinality array_length pg_column_size"
+	// Functions that return rows: how many depends on the arguments.
+	rowNames = "aclexplode generate_series generate_subscripts json_array_elements json_array_elements_text json_each json_each_text " +
+		"json_object_keys json_to_recordset jsonb_array_elements jsonb_array_elements_text jsonb_each jsonb_each_text jsonb_object_keys " +
+		"jsonb_path_query jsonb_path_query_tz jsonb_to_recordset pg_options_to_table regexp_matches regexp_split_to_table string_to_table unnest"
 )
 
 // A library is what the judge knows by name. It is immutable.
@@ -56,6 +60,7 @@ type library struct {
 	extensions  map[string]bool
 	aggregates  map[string]bool
 	counting    map[string]bool
+	rows        map[string]bool
 }
 
 func newLibrary(curated []string) *library {
@@ -63,6 +68,7 @@ func newLibrary(curated []string) *library {
 		functions: map[string]bool{}, signatures: map[string]bool{}, locks: wordsOf(locksText, "#"), operators: wordsOf(operatorsText, "--"), types: wordsOf(typesText, "#"),
 		catalogs: wordsOf(catalogsText, "#"), information: wordsOf(informationText, "#"), columns: map[string][]string{},
 		extensions: wordsOf(vouchedExtensions, "#"), aggregates: wordsOf(aggregateNames, "#"), counting: wordsOf(countingNames, "#"),
+		rows: wordsOf(rowNames, "#"),
 	}
 	for f := range wordsOf(functionsText, "#") {
 		l.functions["pg_catalog."+f] = true

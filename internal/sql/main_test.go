@@ -147,6 +147,8 @@ func testCatalog(t testing.TB, change ...func(*catalog.Contents)) *catalog.Snaps
 	chosenTwice.Definition, chosenTwice.Sources = " SELECT id\n   FROM public.chosen;", []catalog.Source{{Relation: 16, Column: "id"}}
 	untold := relation(19, "public", "untold", "v", "id int4")
 	untold.Definition, untold.Sources = " SELECT id\n   FROM public.customers;", []catalog.Source{{Relation: 1, Column: "id"}, {Relation: 1, Column: "ssn"}}
+	split := relation(30, "public", "split", "v", "id int4", "n int4")
+	split.Definition, split.Sources = " SELECT id,\n    generate_series(1, length(ssn::text)) AS n\n   FROM public.customers;", []catalog.Source{{Relation: 1, Column: "id"}, {Relation: 1, Column: "ssn"}}
 	generated := pkey(relation(9, "public", "people", "r", "id int4", "ssn", "last4", "name"), "id")
 	generated.Columns[2].Generated, generated.Columns[2].From = true, []string{"ssn"}
 	ruled := relation(10, "public", "ruled", "r", "id int4")
@@ -160,7 +162,7 @@ func testCatalog(t testing.TB, change ...func(*catalog.Contents)) *catalog.Snaps
 	contents := catalog.Contents{
 		ServerVersion: 180004, Database: "shop", User: "app", SearchPath: []string{"pg_catalog", "public"},
 		Relations: []catalog.Relation{
-			customers, orders, relation(3, "public", "events", "p", "id int4", "secret"), part, clean, dirty, over, calls, chosen, computed, chosenTwice, untold, generated, ruled,
+			customers, orders, relation(3, "public", "events", "p", "id int4", "secret"), part, clean, dirty, over, calls, chosen, computed, chosenTwice, untold, split, generated, ruled,
 			triggered, typed,
 			relation(13, "crm", "customers", "r", "id int4", "ssn"),
 			relation(14, "public", "remote", "f", "id int4"),

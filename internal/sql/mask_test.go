@@ -213,6 +213,8 @@ func TestMaskRefusals(t *testing.T) {
 		{"case when", "select case when ssn = '1' then 2 end from customers", "CASE WHEN"},
 		{"greatest", "select greatest(ssn, '1') from customers", "GREATEST"},
 		{"length", "select length(ssn) from customers", "length()"},
+		{"function that returns rows", "select id, regexp_split_to_table(ssn, '-') from customers", "regexp_split_to_table(), which returns rows"},
+		{"view of a function that returns rows", "select id from split", "public.split uses public.customers.ssn, which is masked, in generate_series(), which returns rows"},
 		{"function in from", "select x from customers c, string_to_table(c.ssn, '-') x", "a function in FROM"},
 
 		{"update where", "update customers set name = 'x' where ssn = '1'", "cannot take part in UPDATE"},

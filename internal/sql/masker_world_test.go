@@ -307,7 +307,7 @@ func (w *world) view(r *rand.Rand, t *worldTable) {
 	}
 	v := &worldView{name: name}
 	text := ""
-	switch r.Intn(7) {
+	switch r.Intn(8) {
 	case 0: // the columns that are not masked
 		text = w.viewOf(v, t, func(c worldColumn) bool { return !c.masked })
 	case 1:
@@ -327,6 +327,9 @@ func (w *world) view(r *rand.Rand, t *worldTable) {
 	case 6:
 		v.columns = []worldColumn{{name: "id", typ: "int"}, {name: "s", typ: "text", masked: true}}
 		text = "WITH w AS (SELECT id, " + t.columns[2].name + "::text AS s FROM S." + t.name + ") SELECT id, s FROM w UNION ALL SELECT id, 'x' FROM S." + t.name
+	case 7: // how many rows there are tells
+		v.columns = []worldColumn{{name: "id", typ: "int"}, {name: "n", typ: "int", masked: true}}
+		text = "SELECT id, generate_series(1, ascii(" + t.columns[2].name + "::text) % 7) AS n FROM S." + t.name
 	}
 	if len(w.views) > 0 && r.Intn(3) == 0 {
 		inner := w.views[r.Intn(len(w.views))]
