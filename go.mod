@@ -12,6 +12,7 @@ require (
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/lestrrat-go/jwx/v2 v2.1.7
 	github.com/mattermost/xml-roundtrip-validator v0.1.0
+	github.com/moby/spdystream v0.5.0
 	github.com/pganalyze/pg_query_go/v6 v6.2.2
 	github.com/pires/go-proxyproto v0.15.0
 	github.com/prometheus/client_golang v1.25.0

@@ -3,6 +3,7 @@ package extauthz
 import (
 	"encoding/json"
 	"errors"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/kube"
+	streams "chaperone.dev/chaperone/internal/session/kube"
 )
 
 // An Impersonation is as whom an API server acts for a caller: its name and
@@ -80,6 +82,9 @@ func (c *check) unserved(d access.Decision) *fault {
 	switch {
 	case k == nil || d.Effect == access.Deny:
 		return nil
+	case c.message.extensions[contextStream] != "" && c.Streams != nil && kube.LeavesHTTP(k): // served
+	case kube.LeavesHTTP(k):
+		return unsupported(strings.Join(k.Powers, ", ") + " needs a connection that leaves HTTP: a header Upgrade with websocket or SPDY/3.1")
 	case kube.IsStream(k):
 		return unsupported(strings.Join(k.Powers, ", ") + " is not served by this gateway")
 	case k.BodyState == access.BodyUnread:
@@ -94,6 +99,10 @@ func (c *check) unserved(d access.Decision) *fault {
 var passed = []string{"accept", "content-type", "content-length", "transfer-encoding", "user-agent", "host", "connection", "te", "expect",
 	"x-request-id", "x-forwarded-proto", "x-forwarded-for", "traceparent", "tracestate", "accept-encoding"}
 
+// passedOn are those that reach the session service beside them: how the client
+// asks to leave HTTP.
+var passedOn = []string{"upgrade", "sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol", "x-stream-protocol-version"}
+
 // allowedKubernetes is the answer that lets a request through to an API server.
 func (c *check) allowedKubernetes(k *access.K8s, d access.Decision, told map[string]any) *authv3.CheckResponse {
 	reading := kube.AnswerTo(k)
@@ -105,10 +114,20 @@ func (c *check) allowedKubernetes(k *access.K8s, d access.Decision, told map[str
 	if errors.Join(err, metadataErr) != nil {
 		return c.denied(unavailable("the gateway cannot say what is to be masked"))
 	}
+	stream := kube.LeavesHTTP(k)
 	ok := &authv3.OkHttpResponse{}
 	for name := range c.message.headers {
-		if !strings.HasPrefix(name, ":") && !slices.Contains(passed, name) {
+		if !strings.HasPrefix(name, ":") && !slices.Contains(passed, name) && !(stream && slices.Contains(passedOn, name)) {
 			ok.HeadersToRemove = append(ok.HeadersToRemove, name)
+		}
+	}
+	if stream {
+		if f := c.admit(ok, d); f != nil {
+			return c.denied(f)
+		}
+		return &authv3.CheckResponse{
+			Status:       &rpcstatus.Status{Code: int32(codes.OK)},
+			HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: ok},
 		}
 	}
 	if k.Resource != "" {
@@ -125,6 +144,25 @@ func (c *check) allowedKubernetes(k *access.K8s, d access.Decision, told map[str
 		HttpResponse:    &authv3.CheckResponse_OkResponse{OkResponse: ok},
 		DynamicMetadata: metadata,
 	}
+}
+
+// admit hands the request over to the session service: by a ticket, which says
+// nothing to anybody else.
+func (c *check) admit(ok *authv3.OkHttpResponse, d access.Decision) *fault {
+	permit := streams.Permit{Request: c.request, Decision: d, Impersonate: http.Header{}}
+	as, f := c.impersonated()
+	if f != nil { // unserved has seen it
+		return f
+	}
+	for _, h := range as {
+		permit.Impersonate.Add(h.GetHeader().GetKey(), h.GetHeader().GetValue())
+	}
+	ticket, err := c.Streams.Admit(permit)
+	if err != nil {
+		return unavailable("the gateway carries too many streams").because(err)
+	}
+	ok.Headers = append(ok.Headers, set(streams.TicketHeader, ticket))
+	return nil
 }
 
 // impersonated are the headers that make the API server act as the caller, and

@@ -10,6 +10,7 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
 	"chaperone.dev/chaperone/internal/access"
+	streams "chaperone.dev/chaperone/internal/session/kube"
 )
 
 func cluster(more ...string) map[string]string {
@@ -109,8 +110,8 @@ func TestKubernetesRefuses(t *testing.T) {
 		"an extra of its own":      {toCluster("GET", pods, "", "Impersonate-Extra-Scopes", "x"), 403, "impersonation"},
 		"a proxy's word":           {toCluster("GET", pods, "", "x-remote-user", "admin"), 403, "proxy"},
 		"a token as a subprotocol": {upgrade(pods+"/x/exec", "sec-websocket-protocol", "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.abc"), 403, "token"},
-		"exec":                     {toCluster("POST", pods+"/x/exec?command=id", ""), 403, "exec is not served"},
-		"exec by WebSocket":        {upgrade(pods + "/x/exec?command=id"), 403, "exec is not served"},
+		"exec":                     {toCluster("POST", pods+"/x/exec?command=id", ""), 403, "exec needs a connection"},
+		"exec by another route":    {upgrade(pods + "/x/exec?command=id"), 403, "exec needs a connection"},
 		"a proxy":                  {toCluster("GET", "/api/v1/nodes/n/proxy/pods", ""), 403, "proxy is not served"},
 		"an upgrade of a read":     {upgrade(pods), 403, "leave HTTP"},
 		"capitals":                 {toCluster("GET", "/api/v1/namespaces/shop/Pods", ""), 400, "lower-case"},
@@ -172,5 +173,43 @@ func TestKubernetesRecordsNoSecret(t *testing.T) {
 	}
 	if text := string(b); strings.Contains(text, "hunter2") || strings.Contains(text, "aHVudGVyMg") || !strings.Contains(text, `"name":"db"`) || !strings.Contains(text, `"executed":{"k8s"`) {
 		t.Errorf("recorded: %s", text)
+	}
+}
+
+// keeper keeps the permits that it gets.
+type keeper struct{ permits []streams.Permit }
+
+func (k *keeper) Admit(p streams.Permit) (string, error) {
+	k.permits = append(k.permits, p)
+	return "ticket-1", nil
+}
+
+// TestKubernetesStreams: what leaves HTTP goes on with a ticket, in place of one
+// that the client sent, and as it was judged.
+func TestKubernetesStreams(t *testing.T) {
+	t.Parallel()
+	w, kept := newWorld(), &keeper{}
+	w.decide = func(r access.Request) access.Decision {
+		if k := r.Action.K8s; !slices.Equal(k.Command, []string{"id"}) || !k.Stdin || k.Terminal || k.Container != "web" {
+			t.Errorf("judged %+v", k)
+		}
+		return access.Decision{Effect: access.Allow}
+	}
+	s := w.kubernetes(t)
+	s.Streams = kept
+	in := toCluster("POST", "/api/v1/namespaces/shop/pods/x/exec?command=id&stdin=1&tty=false&container=web", "", "connection", "upgrade", "upgrade", "SPDY/3.1",
+		"x-stream-protocol-version", "v4.channel.k8s.io", "x-chaperone-ticket", "forged", "sec-websocket-extensions", "x")
+	in.GetAttributes().ContextExtensions = cluster("stream", "yes", "body", "")
+	o := checked(t, s, t.Context(), in)
+	if !o.forwarded || o.headers[streams.TicketHeader] != "ticket-1" || slices.Contains(o.removed, "x-stream-protocol-version") ||
+		!slices.Contains(o.removed, "sec-websocket-extensions") || o.headers["impersonate-user"] != "" {
+		t.Errorf("got %+v", o)
+	}
+	if len(kept.permits) != 1 || kept.permits[0].Request.Action.K8s.Subresource != "exec" || !strings.HasPrefix(kept.permits[0].Impersonate.Get("Impersonate-User"), "chaperone:") {
+		t.Errorf("permits %+v", kept.permits)
+	}
+	w.decide = func(access.Request) access.Decision { return access.Decision{Effect: access.Deny} }
+	if o := checked(t, s, t.Context(), in); o.forwarded || len(kept.permits) != 1 {
+		t.Errorf("what is denied has a permit: %+v", o)
 	}
 }

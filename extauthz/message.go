@@ -24,6 +24,7 @@ const (
 	contextBody       = "body"
 	contextCredential = "credential"
 	contextKind       = "kind"
+	contextStream     = "stream"
 	wholeBody         = "whole"
 )
 

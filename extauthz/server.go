@@ -26,6 +26,7 @@ import (
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/identity"
 	"chaperone.dev/chaperone/internal/quota"
+	streams "chaperone.dev/chaperone/internal/session/kube"
 )
 
 // A Verifier turns a token into its principal. An error that is not
@@ -72,6 +73,12 @@ type Departures interface {
 	Abandon(ctx context.Context, id string) error
 }
 
+// Streams is the session service that Envoy hands connections over to.
+type Streams interface {
+	// Admit keeps a permit until its request arrives with the ticket.
+	Admit(p streams.Permit) (ticket string, err error)
+}
+
 // Sessions groups the requests of one principal to one resource.
 type Sessions interface {
 	// For returns the id of the session and a context that ends, with a
@@ -97,6 +104,10 @@ type Dependencies struct {
 	Departures Departures
 	Sessions   Sessions
 	Usage      Usage // without it requests with such a limit are refused
+
+	// Streams carries what leaves HTTP for another protocol; without it, that is
+	// refused.
+	Streams Streams
 
 	// Impersonation says as whom an API server acts for a caller; nil: as the
 	// gateway's own account, at every resource.

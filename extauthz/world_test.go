@@ -218,7 +218,7 @@ func (w *world) server(t *testing.T, edit func(*Config)) *Server {
 	if edit != nil {
 		edit(&cfg)
 	}
-	s, err := New(cfg, Dependencies{w, w, w, w, w, w, w, nil, nil})
+	s, err := New(cfg, Dependencies{w, w, w, w, w, w, w, nil, nil, nil})
 	if err != nil {
 		t.Fatal(err)
 	}

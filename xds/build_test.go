@@ -60,7 +60,7 @@ func full(t testing.TB) Config {
 		Revision: "r1", Hold: 5 * time.Minute, OTLP: "otel.internal:4317", SystemCAs: "/etc/ssl/certs/ca-certificates.crt",
 		Listen: Listen{HTTPS: "0.0.0.0:8443", Postgres: "[::]:5432", SSH: "0.0.0.0:2222", Certificate: cert, Key: key, ClientCAs: cert},
 		Sockets: Sockets{Services: "/run/chaperone/services.sock", Postgres: "/run/chaperone/postgres.sock", SSH: "/run/chaperone/ssh.sock",
-			API: "/run/chaperone/api.sock"},
+			API: "/run/chaperone/api.sock", Kubernetes: "/run/chaperone/kubernetes.sock"},
 		HTTP: []HTTPResource{
 			{Name: "wiki", Address: "http://[2001:db8::1]:8080"},
 			{Name: "billing", Address: "https://billing.internal", ReadBody: true,
@@ -291,6 +291,11 @@ func TestNothingFailsOpen(t *testing.T) {
 			}
 			if !slices.Contains(r.GetRequestHeadersToRemove(), "authorization") || !slices.Contains(r.GetRequestHeadersToRemove(), "x-forwarded-client-cert") || r.GetRoute().GetRetryPolicy() != nil {
 				t.Errorf("%s passes tokens on, or repeats requests", r.GetName())
+			}
+		} else if cluster == kubernetesCluster { // it masks, and takes nothing that was not let through
+			toTargets++
+			if check.GetDisabled() || check.GetCheckSettings().GetContextExtensions()[contextStream] == "" || check.GetCheckSettings().GetContextExtensions()[contextResource] == "" {
+				t.Errorf("%s is not guarded", r.GetName())
 			}
 		} else if cluster != "" && cluster != apiCluster {
 			t.Errorf("%s leads to %s", r.GetName(), cluster)

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -28,6 +29,8 @@ const (
 	sshCluster      = "chaperone-ssh"
 	apiCluster      = "chaperone-api"
 	otlpCluster     = "otlp"
+
+	kubernetesCluster = "chaperone-kubernetes"
 )
 
 // manyRequests bounds what may be under way to chaperone's own services. Held
@@ -47,6 +50,11 @@ func clusters(c Config, from source) []*clusterv3.Cluster {
 		out = append(out, services(c.Sockets.Services))
 		for _, r := range c.HTTP {
 			out = append(out, r.cluster(c.SystemCAs, from))
+		}
+		if slices.ContainsFunc(c.HTTP, func(r HTTPResource) bool { return r.Kubernetes }) {
+			streams := local(kubernetesCluster, c.Sockets.Kubernetes)
+			streams.TypedExtensionProtocolOptions = protocol(http1())
+			out = append(out, streams)
 		}
 		if c.Sockets.API != "" {
 			api := local(apiCluster, c.Sockets.API)

@@ -74,7 +74,10 @@ type Sockets struct {
 	Services string // gRPC: Authorization and ExternalProcessor
 	Postgres string // the session service, behind PROXY protocol v2
 	SSH      string // the same for SSH
-	API      string // HTTP/1.1: /api/v1, /oauth, /.well-known; "" leaves the routes out
+	// Kubernetes is the session service that exec, attach and port-forward lead
+	// to: HTTP/1.1 that is handed over.
+	Kubernetes string
+	API        string // HTTP/1.1: /api/v1, /oauth, /.well-known; "" leaves the routes out
 }
 
 // An HTTPResource is a target that clients reach below /http/<Name>/, or, when it
@@ -91,6 +94,8 @@ type HTTPResource struct {
 
 	Kubernetes  bool
 	Certificate *Certificate // for the target; nil shows none
+
+	stream bool // of a route: it leads to the session service
 }
 
 // A Certificate is what Envoy proves itself by to the target.
@@ -151,6 +156,9 @@ func (c Config) validate() error {
 			fault("resource %s: twice", r.Name)
 		}
 		names[r.Name] = true
+		if r.Kubernetes && c.Sockets.Kubernetes == "" {
+			fault("resource %s: the session service of Kubernetes has no socket", r.Name)
+		}
 		if err := r.validate(c.SystemCAs); err != nil {
 			fault("resource %s: %w", r.Name, err)
 		}

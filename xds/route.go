@@ -18,6 +18,7 @@ const (
 	contextBody       = "body"       // "whole" when the Check holds the whole request body
 	contextCredential = "credential" // header that is injected later, whatever the client sends
 	contextKind       = "kind"       // "kubernetes" when the target is an API server
+	contextStream     = "stream"     // "yes" when the request leads to the session service, and nowhere else
 )
 
 // kubernetesKind is said of every route below /k8s/.
@@ -73,6 +74,9 @@ func (r HTTPResource) route(match *routev3.RouteMatch, prefix string) *routev3.R
 	if r.Kubernetes {
 		check.ContextExtensions[contextKind] = kubernetesKind
 	}
+	if r.stream {
+		check.ContextExtensions[contextStream] = "yes"
+	}
 	if r.ReadBody {
 		check.ContextExtensions[contextBody] = "whole"
 		check.WithRequestBody = &extauthzv3.BufferSettings{MaxRequestBytes: r.maxBody(), PackAsBytes: true}
@@ -104,11 +108,16 @@ func (r HTTPResource) maxBody() uint32 {
 }
 
 // upgradeRoute is for requests that ask to leave HTTP: they have no body to wait
-// for, and the authorizer, not Envoy, says what becomes of them.
+// for, and lead to the session service, which masks and records what it carries
+// and takes nothing that the authorizer did not let through.
 func (r HTTPResource) upgradeRoute(prefix string) *routev3.Route {
 	r.ReadBody = false
+	r.stream = true
 	route := r.route(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: prefix + "/"},
 		Headers: []*routev3.HeaderMatcher{{Name: "upgrade", HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}}}}, prefix)
+	route.TypedPerFilterConfig[extProcFilter] = noProcessing()
+	route.GetRoute().ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: kubernetesCluster}
+	route.GetRoute().IdleTimeout = seconds(idleSession)
 	for _, name := range upgrades {
 		route.GetRoute().UpgradeConfigs = append(route.GetRoute().UpgradeConfigs, &routev3.RouteAction_UpgradeConfig{UpgradeType: name})
 	}

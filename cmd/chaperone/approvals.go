@@ -150,6 +150,12 @@ func writeK8s(w io.Writer, k *access.K8s) {
 	for i, word := range k.Command {
 		fmt.Fprintf(w, "command %d:\t%s\n", i, line(word))
 	}
+	if k.Container != "" {
+		fmt.Fprintf(w, "container:\t%s\n", line(k.Container))
+	}
+	if k.Terminal || k.Stdin {
+		fmt.Fprintf(w, "streams:\tterminal %t, stdin %t\n", k.Terminal, k.Stdin)
+	}
 	if k.DryRun {
 		fmt.Fprintf(w, "dry run:\tnothing is stored\n")
 	}

@@ -24,6 +24,7 @@ import (
 	"chaperone.dev/chaperone/internal/lookup"
 	"chaperone.dev/chaperone/internal/mask"
 	"chaperone.dev/chaperone/internal/policy"
+	streams "chaperone.dev/chaperone/internal/session/kube"
 	"chaperone.dev/chaperone/internal/session/postgres"
 	"chaperone.dev/chaperone/internal/session/ssh"
 	"chaperone.dev/chaperone/internal/sql"
@@ -41,6 +42,7 @@ type revision struct {
 	access   map[string]access.Resource
 	literals map[string]*mask.Literals // of HTTP and Kubernetes resources with a credential
 
+	kubernetes    map[string]streams.Resource
 	impersonation map[string]*extauthz.Impersonation // of Kubernetes resources
 	tls           *tls.Config                        // of the session services
 	envoy         *xds.Snapshot
@@ -66,7 +68,7 @@ func (b *builder) build() (*revision, error) {
 	}
 	r := &revision{config: cfg, policies: set, since: time.Now(), postgres: map[string]postgres.Resource{},
 		ssh: map[string]ssh.Resource{}, access: map[string]access.Resource{},
-		literals: map[string]*mask.Literals{}, impersonation: map[string]*extauthz.Impersonation{}}
+		literals: map[string]*mask.Literals{}, kubernetes: map[string]streams.Resource{}, impersonation: map[string]*extauthz.Impersonation{}}
 	cert, err := tls.X509KeyPair(cfg.Listen.TLS.Cert.Bytes(), cfg.Listen.TLS.Key.Bytes())
 	if err != nil {
 		return nil, fmt.Errorf("listen.tls: %w", err)
@@ -82,6 +84,7 @@ func (b *builder) build() (*revision, error) {
 			if i := res.Kubernetes.Impersonate; i != nil {
 				r.impersonation[res.Name] = &extauthz.Impersonation{Prefix: *i.Prefix, Groups: i.Groups}
 			}
+			r.kubernetes[res.Name], err = streamTarget(res, r.literals[res.Name])
 		}
 		switch res.Kind {
 		case access.Postgres:
@@ -174,6 +177,8 @@ const (
 	postgresSocket = "postgres.sock"
 	sshSocket      = "ssh.sock"
 	apiSocket      = "api.sock"
+
+	kubernetesSocket = "kubernetes.sock"
 )
 
 // holdMargin is what Envoy grants the authorizer beyond the longest hold.
@@ -185,9 +190,10 @@ func envoyConfig(cfg *config.Config, set *policy.Set) xds.Config {
 		Revision: set.Revision(),
 		Listen: xds.Listen{HTTPS: cfg.Listen.HTTPS, Postgres: cfg.Listen.Postgres, SSH: cfg.Listen.SSH,
 			Certificate: cfg.Listen.TLS.Cert.Bytes(), Key: cfg.Listen.TLS.Key.Secret(), ClientCAs: clientCAs(cfg)},
-		Sockets: xds.Sockets{Services: socket(servicesSocket), Postgres: socket(postgresSocket), SSH: socket(sshSocket), API: socket(apiSocket)},
-		Hold:    cfg.Approvals.Wait + holdMargin,
-		OTLP:    cfg.Telemetry.OTLP.Endpoint,
+		Sockets: xds.Sockets{Services: socket(servicesSocket), Postgres: socket(postgresSocket), SSH: socket(sshSocket), API: socket(apiSocket),
+			Kubernetes: socket(kubernetesSocket)},
+		Hold: cfg.Approvals.Wait + holdMargin,
+		OTLP: cfg.Telemetry.OTLP.Endpoint,
 	}
 	for _, file := range systemCAs {
 		if _, err := os.Stat(file); err == nil {

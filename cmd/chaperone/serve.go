@@ -212,7 +212,11 @@ func (s *server) run(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	authorizer, tap, err := s.http(cfg)
+	carried, err := s.streams()
+	if err != nil {
+		return err
+	}
+	authorizer, tap, err := s.http(cfg, carried)
 	if err != nil {
 		return err
 	}
@@ -242,6 +246,7 @@ func (s *server) run(ctx context.Context, cfg *config.Config) error {
 		on(servicesSocket, func(ctx context.Context, l net.Listener) error { return serveGRPC(ctx, services, l) }),
 		on(postgresSocket, sql.Serve),
 		s.serveSSH(cfg, hosts, on),
+		on(kubernetesSocket, carried.Serve),
 		on(apiSocket, func(ctx context.Context, l net.Listener) error {
 			return serveHTTP(ctx, own, l)
 		}),

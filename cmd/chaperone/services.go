@@ -16,6 +16,7 @@ import (
 	"chaperone.dev/chaperone/internal/mask"
 	"chaperone.dev/chaperone/internal/quota"
 	"chaperone.dev/chaperone/internal/session"
+	streams "chaperone.dev/chaperone/internal/session/kube"
 	"chaperone.dev/chaperone/internal/session/postgres"
 	"chaperone.dev/chaperone/tapsink"
 )
@@ -83,11 +84,11 @@ func detector(masks []access.Mask) (postgres.Detector, error) {
 }
 
 // http makes the two services behind Envoy's HTTP filters.
-func (s *server) http(cfg *config.Config) (*extauthz.Server, *tapsink.Server, error) {
+func (s *server) http(cfg *config.Config, carried *streams.Service) (*extauthz.Server, *tapsink.Server, error) {
 	authorizer, err := extauthz.New(extauthz.Config{Wait: cfg.Approvals.Wait, Logger: s.log, Metrics: s.metrics}, extauthz.Dependencies{
 		Verifier: &s.current, Resources: &s.current, Decider: s.engine, Recorder: s.recorder,
 		Approvals: s.approvals, Departures: s.approvals, Sessions: s.calls, Usage: s.usage,
-		Impersonation: s.current.impersonating,
+		Streams: carried, Impersonation: s.current.impersonating,
 	})
 	if err != nil {
 		return nil, nil, err

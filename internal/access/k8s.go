@@ -24,6 +24,11 @@ type K8s struct {
 	ReadOnly      bool     `json:"read_only"`         // known to change nothing, and no way into a container
 	Powers        []string `json:"powers,omitempty"`  // see the Power constants
 	Command       []string `json:"command,omitempty"` // of exec
+	// Container of exec and attach; "" is the pod's default. Terminal and Stdin
+	// say that they want a terminal, and to be written to.
+	Container string `json:"container,omitempty"`
+	Terminal  bool   `json:"terminal,omitempty"`
+	Stdin     bool   `json:"stdin,omitempty"`
 
 	ContentType string    `json:"content_type,omitempty"`
 	BodyState   BodyState `json:"body_state,omitempty"`

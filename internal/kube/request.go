@@ -78,8 +78,8 @@ func Read(r Request) (*access.K8s, error) {
 	if err := plain(info, k); err != nil {
 		return nil, err
 	}
-	if k.Subresource == "exec" {
-		k.Command = r.Query["command"]
+	if k.Subresource == "exec" || k.Subresource == "attach" {
+		readStreams(k, r.Query)
 	}
 	if err := readBody(k, r); err != nil {
 		return nil, err
@@ -90,6 +90,21 @@ func Read(r Request) (*access.K8s, error) {
 	k.ReadOnly = readsOnly(k)
 	k.Body = shown(k)
 	return k, nil
+}
+
+// readStreams fills in what exec and attach are about.
+func readStreams(k *access.K8s, query map[string][]string) {
+	if k.Subresource == "exec" {
+		k.Command = query["command"]
+	}
+	k.Container = first(query["container"])
+	k.Terminal, k.Stdin = set(query["tty"]), set(query["stdin"])
+}
+
+// set reads a flag as the API server does: whatever is there and does not say
+// no is a yes.
+func set(values []string) bool {
+	return len(values) > 0 && values[0] != "0" && !strings.EqualFold(values[0], "false")
 }
 
 func first(values []string) string {
@@ -190,6 +205,14 @@ func readsOnly(k *access.K8s) bool {
 		return k.Subresource == "" && (k.Group == "authorization.k8s.io" || k.Group == "authentication.k8s.io") && slices.Contains(reviews, k.Resource)
 	}
 	return false
+}
+
+// LeavesHTTP reports whether the request is served by another protocol, to which
+// the connection is handed over: exec, attach and port-forward.
+func LeavesHTTP(k *access.K8s) bool {
+	return slices.ContainsFunc(k.Powers, func(power string) bool {
+		return power == access.PowerExec || power == access.PowerAttach || power == access.PowerPortForward
+	})
 }
 
 // IsStream reports whether the API server answers by a stream both ways, or by

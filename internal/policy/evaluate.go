@@ -224,7 +224,7 @@ func isSmallAction(a *access.Action) bool {
 }
 
 func isSmallK8s(k *access.K8s) bool {
-	names := []string{k.Verb, k.Group, k.Version, k.Resource, k.Subresource, k.Namespace, k.Name, k.Path, k.LabelSelector, k.FieldSelector}
+	names := []string{k.Verb, k.Group, k.Version, k.Resource, k.Subresource, k.Namespace, k.Name, k.Path, k.LabelSelector, k.FieldSelector, k.Container}
 	o := k.Object
 	return areSmall(names, k.Powers, k.Command) && (o == nil || areSmall([]string{o.Kind, o.Type, o.ServiceAccount},
 		o.HostNamespaces, o.HostPaths, o.Capabilities, o.Images, o.Secrets, o.Verbs))

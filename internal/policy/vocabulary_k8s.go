@@ -36,6 +36,9 @@ func k8sType(strs *cel.Type, object *objectType) *objectType {
 		flag("read_only", "it is known to change nothing and to lead into no container", func(k *access.K8s) bool { return k.ReadOnly }),
 		list("powers", "exec, token, escalate, …: what it can do beyond its object", func(k *access.K8s) []string { return k.Powers }),
 		list("command", "the command of exec", func(k *access.K8s) []string { return k.Command }),
+		text("container", `of exec and attach; "" is the pod's default`, func(k *access.K8s) string { return k.Container }),
+		flag("terminal", "exec and attach: with a terminal", func(k *access.K8s) bool { return k.Terminal }),
+		flag("stdin", "exec and attach: it can be written to", func(k *access.K8s) bool { return k.Stdin }),
 		field{bodyField, cel.DynType, "the decoded body; unknown unless whole", ofK8s(func(k *access.K8s, box boxer) any {
 			if k.BodyState != access.BodyWhole {
 				return box.unknown["k8s.body"]
