@@ -42,7 +42,7 @@ const (
 		"strpos position textlike length char_length character_length octet_length bit_length array_position array_positions " +
 		"cardinality array_length pg_column_size"
 	// Functions that return rows: how many depends on the arguments.
-	rowNames = "aclexplode generate_series generate_subscripts json_array_elements json_array_elements_text json_each json_each_text " +
+	rowNames = "aclexplode each skeys svals pgp_armor_headers pg_partition_ancestors pg_partition_tree pg_tablespace_databases generate_series generate_subscripts json_array_elements json_array_elements_text json_each json_each_text " +
 		"json_object_keys json_to_recordset jsonb_array_elements jsonb_array_elements_text jsonb_each jsonb_each_text jsonb_object_keys " +
 		"jsonb_path_query jsonb_path_query_tz jsonb_to_recordset pg_options_to_table regexp_matches regexp_split_to_table string_to_table unnest"
 )
