@@ -51,6 +51,13 @@ rules:
   - name: streams
     when: 'k8s.powers.exists(p, p in ["exec", "attach", "port-forward", "proxy"])'
     effect: allow
+  - name: masked-output
+    when: 'k8s.subresource == "exec" && "card" in k8s.command'
+    effect: allow
+    mask: [{detect: [CREDIT_CARD]}]
+  - name: no-reboot
+    when: 'k8s.subresource == "exec" && "reboot" in k8s.command'
+    effect: deny
   - name: hold
     when: 'k8s.verb == "delete" && k8s.resource == "configmaps" && k8s.name == "held"'
     effect: approve

@@ -39,6 +39,8 @@ type world struct {
 	events []access.Event
 	full   bool // the recorder fails
 	kill   context.CancelCauseFunc
+
+	clients []io.Closer
 }
 
 // newWorld starts the service; api is what the API server does with requests.
@@ -81,9 +83,13 @@ func (w *world) Append(_ context.Context, _ access.Durability, evs ...access.Eve
 	return nil
 }
 
-// recorded waits for the end of the flow, and returns its events as JSON.
+// recorded hangs up, waits for the end of the flow, and returns its events as
+// JSON.
 func (w *world) recorded() (string, *access.Ended) {
 	w.t.Helper()
+	for _, c := range w.clients {
+		_ = c.Close()
+	}
 	w.service.flows.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -124,6 +130,7 @@ func (w *world) ask(p Permit, ticket string, header http.Header) (*http.Response
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.clients = append(w.clients, conn)
 	w.t.Cleanup(func() { conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 	k := p.Request.Action.K8s
@@ -180,6 +187,7 @@ func (w *world) channels(p Permit, protocols ...string) channelClient {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() { ws.Close() })
+	w.clients = append(w.clients, ws)
 	ws.PayloadType = websocket.BinaryFrame
 	return channelClient{ws}
 }

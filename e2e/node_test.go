@@ -1,0 +1,193 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/moby/spdystream"
+	"golang.org/x/sys/unix"
+)
+
+// A node is what a kubelet is to an API server for exec, attach and
+// port-forward: the commands run here, and the ports are those of this machine.
+type node struct{ server *httptest.Server }
+
+func startNode(t *testing.T) *node {
+	t.Helper()
+	n := &node{}
+	n.server = httptest.NewTLSServer(n)
+	t.Cleanup(n.server.Close)
+	return n
+}
+
+func (n *node) port() int { return n.server.Listener.Addr().(*net.TCPAddr).Port }
+
+// ServeHTTP takes the connection that the API server makes for a client.
+func (n *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	what, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	w.Header().Set("Connection", "Upgrade")
+	w.Header().Set("Upgrade", "SPDY/3.1")
+	w.Header().Set("X-Stream-Protocol-Version", map[string]string{"portForward": "portforward.k8s.io"}[what])
+	if what != "portForward" {
+		w.Header().Set("X-Stream-Protocol-Version", "v4.channel.k8s.io")
+	}
+	w.WriteHeader(http.StatusSwitchingProtocols)
+	raw, buffered, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		return
+	}
+	conn, err := spdystream.NewConnection(early{raw, buffered.Reader}, true)
+	if err != nil {
+		return
+	}
+	opened := make(chan *spdystream.Stream, 64)
+	go conn.Serve(func(s *spdystream.Stream) {
+		_ = s.SendReply(http.Header{}, false)
+		opened <- s
+	})
+	if what == "portForward" {
+		forwardPorts(conn, opened)
+		return
+	}
+	query, streams := r.URL.Query(), map[string]*spdystream.Stream{}
+	expected := 1
+	for _, flag := range []string{"input", "output", "error", "tty"} {
+		if query.Get(flag) == "1" {
+			expected++
+		}
+	}
+	for range expected {
+		select {
+		case s := <-opened:
+			streams[s.Headers().Get("streamtype")] = s
+		case <-conn.CloseChan():
+			return
+		}
+	}
+	words := query["command"]
+	if what == "attach" {
+		words = []string{"sh", "-c", "echo attached; exec cat"}
+	}
+	status := `{"status":"Success"}`
+	if code := runCommand(words, streams, query.Get("tty") == "1", conn.CloseChan()); code != 0 {
+		status = fmt.Sprintf(`{"status":"Failure","reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"%d"}]}}`, code)
+	}
+	_, _ = streams["error"].Write([]byte(status))
+	for _, s := range streams {
+		_ = s.Reset()
+	}
+	_ = conn.Close()
+}
+
+type early struct {
+	net.Conn
+	from io.Reader
+}
+
+func (e early) Read(p []byte) (int, error) { return e.from.Read(p) }
+
+// runCommand runs a command on the streams until it ends or the client leaves.
+func runCommand(words []string, streams map[string]*spdystream.Stream, terminal bool, left <-chan bool) (code int) {
+	cmd := exec.Command(words[0], words[1:]...)
+	cmd.Dir = os.TempDir()
+	done := make(chan struct{})
+	defer close(done)
+	if terminal {
+		master, slave, err := openTerminal()
+		if err != nil {
+			return 125
+		}
+		defer master.Close()
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		sizes := json.NewDecoder(streams["resize"])
+		var size struct{ Width, Height uint16 }
+		if err := sizes.Decode(&size); err != nil {
+			return 125
+		}
+		_ = unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: size.Width, Row: size.Height})
+		go func() { _, _ = io.Copy(master, streams["stdin"]) }()
+		shown := make(chan struct{})
+		go func() { _, _ = io.Copy(streams["stdout"], master); close(shown) }()
+		defer func() { slave.Close(); <-shown }()
+	} else {
+		if s := streams["stdin"]; s != nil {
+			in, err := cmd.StdinPipe()
+			if err != nil {
+				return 125
+			}
+			go func() { _, _ = io.Copy(in, s); in.Close() }()
+		}
+		cmd.Stdout, cmd.Stderr = streams["stdout"], streams["stderr"]
+	}
+	if err := cmd.Start(); err != nil {
+		return 126
+	}
+	go func() {
+		select {
+		case <-left:
+			_ = cmd.Process.Kill()
+		case <-done:
+		}
+	}()
+	err := cmd.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	return 0
+}
+
+// openTerminal opens a new terminal: the side of whoever shows it, and the
+// program's.
+func openTerminal() (master, slave *os.File, err error) {
+	if master, err = os.OpenFile("/dev/ptmx", os.O_RDWR, 0); err != nil {
+		return nil, nil, err
+	}
+	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		slave, err = os.OpenFile("/dev/pts/"+strconv.Itoa(number), os.O_RDWR|syscall.O_NOCTTY, 0)
+	}
+	if err != nil {
+		master.Close()
+	}
+	return master, slave, err
+}
+
+// forwardPorts connects each pair of streams with a port of this machine.
+func forwardPorts(conn *spdystream.Connection, opened <-chan *spdystream.Stream) {
+	for {
+		select {
+		case s := <-opened:
+			if s.Headers().Get("streamtype") != "data" {
+				continue
+			}
+			go func() {
+				defer s.Close()
+				to, err := net.Dial("tcp", "127.0.0.1:"+s.Headers().Get("port"))
+				if err != nil {
+					return
+				}
+				defer to.Close()
+				go func() { _, _ = io.Copy(to, s); _ = to.(*net.TCPConn).CloseWrite() }()
+				_, _ = io.Copy(s, to)
+			}()
+		case <-conn.CloseChan():
+			return
+		}
+	}
+}
