@@ -88,9 +88,7 @@ func (m *masking) subquery(ref *reference, sample string) string {
 			columns = append(columns, name)
 		}
 	}
-	for _, name := range ref.systems {
-		columns = append(columns, name)
-	}
+	columns = append(columns, ref.systems...)
 	only := ""
 	if !ref.inherit {
 		only = "ONLY "

@@ -99,7 +99,9 @@ func TestChangesOfTriggersCount(t *testing.T) {
 	g.policy.set(limit(access.Limits{}))
 	same(t, w.ask("update patient set n = 2"), ok("UPDATE 1"))
 	g.exec(t, "CREATE ROLE uncounted LOGIN PASSWORD '"+rolePassword+"'; ALTER ROLE uncounted SET track_counts = off; GRANT SELECT, UPDATE ON quiet TO uncounted")
-	uncounted := start(t, "16", func(g *gateway, _ *Config, _ *Deps) { g.setResource("orders", func(r *Resource) { r.User = "uncounted" }) })
+	uncounted := start(t, "16", func(g *gateway, _ *Config, _ *Deps) {
+		g.setResource("orders", func(r *Resource) { r.User = "uncounted" })
+	})
 	uncounted.policy.set(limit(access.Limits{RowsChanged: 5}))
 	same(t, uncounted.wire(t).ask("update quiet set n = 3"), ok("ERROR 58000"))
 }
