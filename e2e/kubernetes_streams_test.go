@@ -273,3 +273,43 @@ func TestKubernetesStreamAttacks(t *testing.T) {
 		}
 	}
 }
+
+// TestKubectlExecHeld: a held command runs once it is granted, and the reviewer
+// sees it.
+func TestKubectlExecHeld(t *testing.T) {
+	t.Parallel()
+	s, direct, through := kubernetes(t)
+	runningPod(t, direct, "held")
+	type result struct {
+		out string
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		out, err := through.run(t.Context(), "", "-n", "held", "exec", "web", "--", "echo", "restore", "the backup")
+		done <- result{out, err}
+	}()
+	grace, id := person(t, s, demo.Grace), ""
+	eventually(t, func() error {
+		select {
+		case got := <-done:
+			t.Fatalf("it was not held: %q %v", got.out, got.err)
+		default:
+		}
+		out, err := cli(t, s, grace, "approvals", "list", "-o", "json")
+		if m := regexp.MustCompile(`"id":\s*"(req_[a-z0-9]+)"[^}]*pods/exec held/web`).FindStringSubmatch(out); m != nil {
+			id = m[1]
+			return nil
+		}
+		return fmt.Errorf("%w: %s", err, out)
+	})
+	if card, err := cli(t, s, grace, "approvals", "show", id); err != nil || !strings.Contains(card, "the backup") {
+		t.Errorf("the reviewer sees %v %s", err, card)
+	}
+	if out, err := cli(t, s, grace, "approvals", "approve", id); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	if got := <-done; got.err != nil || got.out != "restore the backup\n" {
+		t.Errorf("granted: %q %v", got.out, got.err)
+	}
+}

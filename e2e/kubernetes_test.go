@@ -58,6 +58,10 @@ rules:
   - name: no-reboot
     when: 'k8s.subresource == "exec" && "reboot" in k8s.command'
     effect: deny
+  - name: hold-exec
+    when: 'k8s.subresource == "exec" && "restore" in k8s.command'
+    effect: approve
+    approval: {groups: [senior-engineers], count: 1, expires: 1m}
   - name: hold
     when: 'k8s.verb == "delete" && k8s.resource == "configmaps" && k8s.name == "held"'
     effect: approve

@@ -72,6 +72,9 @@ func (m *message) kubernetes() (*access.K8s, *fault) {
 		}
 		return nil, unreadable("the request cannot be read").because(err)
 	}
+	if m.extensions[contextStream] != "" && kube.LeavesHTTP(k) {
+		k.BodyState = access.BodyNone // the session service passes none on
+	}
 	return k, nil
 }
 

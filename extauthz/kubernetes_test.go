@@ -190,7 +190,7 @@ func TestKubernetesStreams(t *testing.T) {
 	t.Parallel()
 	w, kept := newWorld(), &keeper{}
 	w.decide = func(r access.Request) access.Decision {
-		if k := r.Action.K8s; !slices.Equal(k.Command, []string{"id"}) || !k.Stdin || k.Terminal || k.Container != "web" {
+		if k := r.Action.K8s; !slices.Equal(k.Command, []string{"id"}) || !k.Stdin || k.Terminal || k.Container != "web" || k.BodyState != access.BodyNone {
 			t.Errorf("judged %+v", k)
 		}
 		return access.Decision{Effect: access.Allow}
