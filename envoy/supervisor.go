@@ -145,8 +145,8 @@ func (s *Supervisor) once(ctx context.Context) error {
 		return err
 	}
 	s.raiseFileLimit(cmd.Process.Pid)
-	s.log.Info("envoy started", "pid", cmd.Process.Pid, "version", s.cfg.Binary.Version)
 	s.pid.Store(int64(cmd.Process.Pid))
+	s.log.Info("envoy started", "pid", cmd.Process.Pid, "version", s.cfg.Binary.Version)
 	s.up.Set(1)
 	err := cmd.Wait()
 	s.up.Set(0)

@@ -271,7 +271,10 @@ func TestStubbornEnvoyIsKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop := start(t, s)
-	for !strings.Contains(<-log.seen, "msg=up") {
+	for up, started := false, false; !up || !started; { // in either order
+		line := <-log.seen
+		up = up || strings.Contains(line, "msg=up")
+		started = started || strings.Contains(line, "envoy started")
 	}
 	pid := s.PID()
 	stop()

@@ -18,6 +18,7 @@ import (
 	"chaperone.dev/chaperone/internal/kube"
 	"chaperone.dev/chaperone/internal/mask"
 	"chaperone.dev/chaperone/internal/quota"
+	"chaperone.dev/chaperone/internal/session/transcript"
 )
 
 // Times of the end of a flow.
@@ -51,7 +52,7 @@ type flow struct {
 	release func() // nil: it is not tied to its session
 
 	masker *mask.Masker // nil: nothing is masked on the way to the client
-	record *recording
+	record *transcript.Transcript
 	use    *quota.Use
 	stop   context.CancelCauseFunc
 
@@ -83,13 +84,7 @@ func (f *flow) prepare() *access.Denial {
 	case m.Detects():
 		f.masker = m
 	}
-	f.record = &recording{text: !f.forwards(), terminal: f.call.Terminal, bound: f.cfg.RecordedOutput,
-		append: func(ctx context.Context, c *access.StreamChunk) error {
-			return f.deps.Recorder.Append(ctx, access.Written, f.event(access.Event{Stream: c}))
-		}}
-	if f.call.Terminal {
-		f.record.bound = f.cfg.RecordedTerminal
-	}
+	f.record = f.newTranscript()
 	limits := d.Obligations.Limits
 	if limits.Session == (access.Quota{}) && limits.Hour == (access.Quota{}) {
 		return nil
@@ -99,6 +94,18 @@ func (f *flow) prepare() *access.Denial {
 	}
 	f.use = f.deps.Usage.Resume(f.permit.Request.Session, d.Obligations.Account, limits)
 	return nil
+}
+
+func (f *flow) newTranscript() *transcript.Transcript {
+	c := transcript.Config{Text: !f.forwards(), Terminal: f.call.Terminal, Bound: f.cfg.RecordedOutput,
+		Append: func(ctx context.Context, c *access.StreamChunk) error {
+			return f.deps.Recorder.Append(ctx, access.Written, f.event(access.Event{Stream: c}))
+		}}
+	if f.call.Terminal {
+		c.Bound = f.cfg.RecordedTerminal
+	}
+	c.Full = func() error { return limitError(fmt.Sprintf("the terminal showed more than %d bytes", c.Bound)) }
+	return transcript.New(c)
 }
 
 // forwards reports whether this is a port-forward, of whose bytes nothing is
@@ -272,7 +279,7 @@ func (o *output) pass(ctx context.Context, p []byte) error {
 		return quota.DenialOf(err, f.permit.Request.ID, f.permit.Request.Resource.Name, f.permit.Decision)
 	}
 	f.metrics.bytes.WithLabelValues("out").Add(float64(len(p)))
-	return f.record.write(ctx, o.name, p)
+	return f.record.Write(ctx, o.name, p)
 }
 
 // stdin records what the client writes.
@@ -281,12 +288,12 @@ func (f *flow) stdin(ctx context.Context, name string, p []byte) error {
 		return broken("input that was not asked for")
 	}
 	f.metrics.bytes.WithLabelValues("in").Add(float64(len(p)))
-	return f.record.write(ctx, name, p)
+	return f.record.Write(ctx, name, p)
 }
 
 // resized records a size of the terminal.
 func (f *flow) resized(ctx context.Context) func(columns, rows int) error {
-	return func(columns, rows int) error { return f.record.size(ctx, columns, rows) }
+	return func(columns, rows int) error { return f.record.Size(ctx, "", columns, rows) }
 }
 
 // end records how the flow came out.
@@ -299,7 +306,7 @@ func (f *flow) end(failure error) {
 		ended.Tag, ended.Error = string(denial.Reason), denial.Message
 	}
 	var err error
-	if ended.Streams, err = f.record.sums(ctx); err == nil {
+	if ended.Streams, err = f.record.Sums(ctx); err == nil {
 		err = f.deps.Recorder.Append(ctx, access.Synced, f.event(access.Event{Ended: ended}))
 	}
 	if err == nil && f.use != nil {

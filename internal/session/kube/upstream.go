@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/session/transcript"
 )
 
 // The protocols that are served, by where they are asked for.
@@ -231,8 +232,7 @@ func (f *flow) saysNo(w http.ResponseWriter, answer *http.Response) *access.Deni
 	f.masked += masked
 	ctx, cancel := context.WithTimeout(context.Background(), recordWithin)
 	defer cancel()
-	kept, _ := secrets().Text([]byte(text))
-	err = f.deps.Recorder.Append(ctx, access.Synced, f.event(access.Event{Body: &access.BodyChunk{Status: answer.StatusCode, Text: strings.ToValidUTF8(string(kept), "?")}}))
+	err = f.deps.Recorder.Append(ctx, access.Synced, f.event(access.Event{Body: &access.BodyChunk{Status: answer.StatusCode, Text: strings.ToValidUTF8(string(transcript.Text([]byte(text))), "?")}}))
 	if err != nil {
 		return f.denial(access.Unavailable, "the gateway cannot record the answer", "try again")
 	}

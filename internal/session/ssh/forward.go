@@ -79,7 +79,7 @@ func (s *session) carry(ctx context.Context, v *verdict, incoming gossh.NewChann
 	defer v.endInTime(end)()
 	stop := context.AfterFunc(ctx, func() { up.Close(); down.Close() })
 	defer stop()
-	log := newRecording(s, v, false)
+	log := s.newTranscript(v, false)
 	var both sync.WaitGroup
 	var mu sync.Mutex
 	count := func(n int64) bool {
@@ -103,7 +103,7 @@ func (s *session) carry(ctx context.Context, v *verdict, incoming gossh.NewChann
 					down.Close()
 					return
 				}
-				_ = log.write(ctx, name, buffer[:n]) // it only counts
+				_ = log.Write(ctx, name, buffer[:n]) // it only counts
 				if _, werr := to.Write(buffer[:n]); werr != nil {
 					return
 				}
@@ -119,7 +119,7 @@ func (s *session) carry(ctx context.Context, v *verdict, incoming gossh.NewChann
 	both.Go(func() { s.guard(func() { copyTo(access.Stdin, down, up) }) })
 	both.Go(func() { s.guard(func() { copyTo(access.Stdout, up, down) }) })
 	both.Wait()
-	v.streams = log.sums()
+	v.sums(log)
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/mask"
+	"chaperone.dev/chaperone/internal/session/transcript"
 )
 
 // chunk is how much is passed on at a time, which is what one packet holds.
@@ -23,7 +24,7 @@ type relay struct {
 	c      *channel
 	v      *verdict
 	masker *mask.Masker // nil: nothing is masked on the way to the client
-	log    *recording
+	log    *transcript.Transcript
 
 	up         gossh.Channel
 	upRequests <-chan *gossh.Request
@@ -47,18 +48,18 @@ func (c *channel) newRelay(v *verdict) (*relay, error) {
 		}
 		r.masker = m
 	}
-	r.log = newRecording(c.session, v, c.terminal != nil)
+	r.log = c.newTranscript(v, c.terminal != nil)
 	return r, nil
 }
 
 // opened records the terminal's first size.
 func (r *relay) opened(ctx context.Context, t *terminal) error {
-	return r.log.size(ctx, t.Term, int(t.Columns), int(t.Rows))
+	return r.log.Size(ctx, t.Term, int(t.Columns), int(t.Rows))
 }
 
 // resized records another one.
 func (r *relay) resized(ctx context.Context, columns, rows int) error {
-	return r.log.size(ctx, "", columns, rows)
+	return r.log.Size(ctx, "", columns, rows)
 }
 
 // run carries everything until the target has said how the act came out, or
@@ -96,7 +97,7 @@ func (r *relay) run(ctx context.Context) error {
 	r.over = true
 	r.v.bytes, r.v.masked = r.bytes, r.masked
 	r.mu.Unlock()
-	r.v.streams = r.log.sums()
+	r.v.sums(r.log)
 	return err
 }
 
@@ -162,7 +163,7 @@ func (r *relay) input(ctx context.Context) {
 		n, err := r.c.ch.Read(buffer)
 		if n > 0 {
 			r.c.metrics.bytes.WithLabelValues("in").Add(float64(n))
-			if err := r.log.write(ctx, access.Stdin, buffer[:n]); err != nil {
+			if err := r.log.Write(ctx, access.Stdin, buffer[:n]); err != nil {
 				r.fail(err)
 				return
 			}
@@ -249,7 +250,7 @@ func (r *relay) pass(ctx context.Context, name string, piece []byte, to io.Write
 	if err != nil {
 		return usedUp(r.v, err)
 	}
-	if err := r.log.write(ctx, name, piece); err != nil {
+	if err := r.log.Write(ctx, name, piece); err != nil {
 		return err
 	}
 	r.c.metrics.bytes.WithLabelValues("out").Add(float64(len(piece)))
