@@ -2,10 +2,12 @@ package session
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/clocktest"
 )
 
 // fresher is the principal with a token that lasts longer by more.
@@ -136,11 +138,10 @@ func TestRevokedRenewsNothing(t *testing.T) {
 // until waits for what another goroutine does.
 func until(t *testing.T, done func() bool) {
 	t.Helper()
-	limit := time.Now().Add(20 * time.Second)
-	for !done() {
-		if time.Now().After(limit) {
-			t.Fatal("it did not happen")
+	clocktest.Eventually(t, func() error {
+		if !done() {
+			return errors.New("it did not happen")
 		}
-		time.Sleep(10 * time.Millisecond)
-	}
+		return nil
+	})
 }

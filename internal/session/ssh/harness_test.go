@@ -25,6 +25,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/approval"
+	"chaperone.dev/chaperone/internal/clocktest"
 	"chaperone.dev/chaperone/internal/localserver"
 	"chaperone.dev/chaperone/internal/policy"
 	"chaperone.dev/chaperone/internal/quota"
@@ -388,12 +389,12 @@ func (m *memory) text(name string) string {
 // eventually waits for something that has no event to wait for.
 func eventually(t testing.TB, what string, ask func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ask(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("never: %s", what)
+	clocktest.Eventually(t, func() error {
+		if !ask() {
+			return errors.New("never: " + what)
 		}
-		time.Sleep(2 * time.Millisecond)
-	}
+		return nil
+	})
 }
 
 type safeBuffer struct {

@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -49,13 +51,20 @@ func TestKill(t *testing.T) {
 	g := start(t)
 	client := g.connect(t)
 	mark := evil(t)
-	session, errs := begin(t, client, ": free; echo started; while sleep 0.05; do date > "+mark+"; echo tick; done")
-	eventually(t, "it runs", func() bool { return exists(mark) })
+	session, errs := begin(t, client, ": free; echo $$ > "+mark+"; echo started; while sleep 0.05; do echo tick; done")
+	written, err := os.ReadFile(mark)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(written)))
+	if err != nil {
+		t.Fatal(err)
+	}
 	began := time.Now()
 	if n, err := g.registry.Kill(t.Context(), sessions.Selector{Resource: "web"}, "enough", access.Principal{User: "op"}); n != 1 || err != nil {
 		t.Fatalf("%d %v", n, err)
 	}
-	err := session.Wait()
+	err = session.Wait()
 	took := time.Since(began)
 	exit, ok := err.(*gossh.ExitError)
 	if !ok || exit.ExitStatus() != 77 || !strings.Contains(errs.String(), "an operator ended this session: enough") {
@@ -67,13 +76,7 @@ func TestKill(t *testing.T) {
 	}
 	// It is killed, or, where sshd takes no signals (of root's commands), it has
 	// nobody to write to.
-	eventually(t, "the process at the host ends", func() bool {
-		if err := os.Remove(mark); err != nil && !os.IsNotExist(err) {
-			t.Fatal(err)
-		}
-		time.Sleep(500 * time.Millisecond) // several of its turns
-		return !exists(mark)
-	})
+	eventually(t, "the process at the host ends", func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
 	eventually(t, "the end is recorded", func() bool {
 		return len(g.recorder.find(func(e access.Event) bool { return e.Closed != nil && strings.Contains(e.Closed.Cause, "enough") })) == 1
 	})
