@@ -51,6 +51,9 @@ rules:
   - name: streams
     when: 'k8s.powers.exists(p, p in ["exec", "attach", "port-forward", "proxy"])'
     effect: allow
+  - name: closed-shop
+    when: 'k8s.namespace == "shop" && k8s.powers.exists(p, p in ["exec", "attach", "port-forward"])'
+    effect: deny
   - name: masked-output
     when: 'k8s.subresource == "exec" && "card" in k8s.command'
     effect: allow
