@@ -407,7 +407,8 @@ func TestTerminal(t *testing.T) {
 	if err := session.WindowChange(50, 132); err != nil {
 		t.Fatal(err)
 	}
-	say("stty size; echo two\n", "50 132")
+	// What is typed and the size go to the host by two ways: ask until it is there.
+	say("until stty size | grep 132; do sleep 0.05; done; echo two\n", "50 132")
 	if _, err := io.WriteString(in, "exit 6\n"); err != nil {
 		t.Fatal(err)
 	}
