@@ -264,16 +264,8 @@ func keepLogin(token access.Secret) error {
 
 // loggedIn is the token of the last login, while it is good.
 func loggedIn() (access.Secret, bool) {
-	path, err := cachePath(loginKey)
-	if err != nil {
-		return access.Secret{}, false
-	}
-	info, err := os.Lstat(path)
-	if err != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
-		return access.Secret{}, false
-	}
-	t, err := readTokenFile(path)
-	if err != nil {
+	t, ok := keptToken(loginKey)
+	if !ok {
 		return access.Secret{}, false
 	}
 	_, expires, err := lifeOf(t)

@@ -142,6 +142,12 @@ func fresh(token access.Secret, now time.Time) bool {
 
 // cachedToken returns the token kept under key, when it is still fresh.
 func cachedToken(key string) (access.Secret, bool) {
+	t, ok := keptToken(key)
+	return t, ok && fresh(t, time.Now())
+}
+
+// keptToken returns the token kept under key, unless others can read it.
+func keptToken(key string) (access.Secret, bool) {
 	path, err := cachePath(key)
 	if err != nil {
 		return access.Secret{}, false
@@ -151,7 +157,7 @@ func cachedToken(key string) (access.Secret, bool) {
 		return access.Secret{}, false
 	}
 	t, err := readTokenFile(path)
-	return t, err == nil && fresh(t, time.Now())
+	return t, err == nil
 }
 
 // keepToken writes the cache; a token that cannot be kept is only not kept.

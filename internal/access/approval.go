@@ -57,6 +57,23 @@ type Answer struct {
 	Time     time.Time `json:"time"`
 }
 
+// NotGranted is why an act may not happen whose approval ended without a grant,
+// and the words for its client.
+func (a Approval) NotGranted() (Reason, string) {
+	switch a.State {
+	case Refused:
+		message := "a reviewer refused " + a.ID
+		if n := len(a.Answers); n > 0 && a.Answers[n-1].Comment != "" {
+			message += ": " + Printable(a.Answers[n-1].Comment, 200)
+		}
+		return ApprovalRefused, message
+	case Expired:
+		return ApprovalExpired, "nobody answered " + a.ID + " in time"
+	default:
+		return ApprovalExpired, "the approval " + a.ID + " is " + string(a.State)
+	}
+}
+
 // AskDigest binds a grant to exactly one thing: the principal with its chain,
 // the resource, the action as it would be forwarded with its bound values, the
 // settings and the hash of the rule that decided. Request id, session, time,

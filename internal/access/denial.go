@@ -241,3 +241,20 @@ func DenialOf(req Request, d Decision) *Denial {
 	}
 	return denial
 }
+
+// Printable makes text of clients, targets and people safe to show in a message
+// or a log line: control characters become spaces, what is not UTF-8 question
+// marks, and what is longer than limit characters is cut.
+func Printable(s string, limit int) string {
+	s = strings.ToValidUTF8(s, "?")
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, s)
+	if runes := []rune(s); len(runes) > limit {
+		s = string(runes[:limit]) + "…"
+	}
+	return s
+}

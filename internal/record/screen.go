@@ -3,7 +3,6 @@ package record
 import (
 	"bytes"
 	"strings"
-	"unicode/utf8"
 
 	"chaperone.dev/chaperone/internal/vt"
 )
@@ -29,7 +28,7 @@ func (s *Screen) Show(piece []byte) []byte {
 	flush := func(last bool) {
 		end := len(text)
 		if !last {
-			end = completeUTF8(text)
+			end = vt.CompleteUTF8(text)
 		}
 		out.WriteString(strings.Map(shownRune, strings.ToValidUTF8(string(text[:end]), "\ufffd")))
 		text = append([]byte(nil), text[end:]...)
@@ -58,19 +57,6 @@ func shownRune(r rune) rune {
 		return -1
 	}
 	return r
-}
-
-// completeUTF8 is how much of b ends with a whole character.
-func completeUTF8(b []byte) int {
-	for back := 1; back < utf8.UTFMax && back <= len(b); back++ {
-		if c := b[len(b)-back]; utf8.RuneStart(c) {
-			if c >= utf8.RuneSelf && !utf8.FullRune(b[len(b)-back:]) {
-				return len(b) - back
-			}
-			break
-		}
-	}
-	return len(b)
 }
 
 // isShown lists the sequences that draw.

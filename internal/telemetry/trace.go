@@ -15,6 +15,8 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
+
+	"chaperone.dev/chaperone/internal/access"
 )
 
 const (
@@ -124,4 +126,22 @@ func Links(traceparent string) []trace.Link {
 		return nil
 	}
 	return []trace.Link{{SpanContext: span}}
+}
+
+// StartSession begins the trace of a session that came by TCP, of which Envoy
+// makes no span, and notes it in info. The protocol adds attributes of its own.
+func StartSession(ctx context.Context, tracer trace.Tracer, name string, info *access.Session, own ...attribute.KeyValue) (context.Context, trace.Span) {
+	ctx, span := tracer.Start(ctx, name, trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(own...),
+		trace.WithAttributes(
+			attribute.String("chaperone.session", info.ID),
+			attribute.String("chaperone.subject", info.Principal.Subject),
+			attribute.String("chaperone.user", info.Principal.User),
+			attribute.String("chaperone.subagent", info.Principal.Subagent),
+			attribute.String("chaperone.workflow", info.Principal.Workflow),
+			attribute.String("client.address", info.Client),
+		))
+	if sc := span.SpanContext(); sc.HasTraceID() {
+		info.Trace = sc.TraceID().String()
+	}
+	return ctx, span
 }

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -113,7 +114,7 @@ func (c *channels) output(ctx context.Context) error {
 			return nil
 		}
 		if err != nil || p.opcode == opClose {
-			if fault := first(c.flush(ctx), gone(err)); fault != nil {
+			if fault := cmp.Or(c.flush(ctx), gone(err)); fault != nil {
 				return fault
 			}
 			if err != nil {

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -39,18 +40,12 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	setDefault(&c.DialTimeout, 10*time.Second)
-	setDefault(&c.HandshakeTimeout, 30*time.Second)
-	setDefault(&c.MaxFlows, 2000)
-	setDefault(&c.RecordedOutput, 1<<20)
-	setDefault(&c.RecordedTerminal, 64<<20)
+	c.DialTimeout = cmp.Or(c.DialTimeout, 10*time.Second)
+	c.HandshakeTimeout = cmp.Or(c.HandshakeTimeout, 30*time.Second)
+	c.MaxFlows = cmp.Or(c.MaxFlows, 2000)
+	c.RecordedOutput = cmp.Or(c.RecordedOutput, 1<<20)
+	c.RecordedTerminal = cmp.Or(c.RecordedTerminal, 64<<20)
 	return c
-}
-
-func setDefault[T int | int64 | time.Duration](v *T, value T) {
-	if *v == 0 {
-		*v = value
-	}
 }
 
 // A Resource is an API server as the current configuration has it.

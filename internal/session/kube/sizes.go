@@ -42,10 +42,3 @@ func documentEnd(b []byte) int {
 	}
 	return 0
 }
-
-func first(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
-}

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"io"
@@ -213,7 +214,7 @@ func (s *streams) output(ctx context.Context) error {
 			return nil
 		}
 		if err != nil {
-			return first(s.flush(ctx), gone(err))
+			return cmp.Or(s.flush(ctx), gone(err))
 		}
 		if h.control {
 			err = s.controlOut(ctx, h)

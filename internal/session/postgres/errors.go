@@ -3,7 +3,6 @@ package postgres
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -142,20 +141,4 @@ func isFatal(e *pgproto3.ErrorResponse) bool {
 		severity = e.Severity
 	}
 	return severity == "FATAL" || severity == "PANIC"
-}
-
-// printable makes client text safe to show in a message or a log line: control
-// characters become spaces, and what is long is cut.
-func printable(s string, limit int) string {
-	s = strings.ToValidUTF8(s, "?")
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, s)
-	if runes := []rune(s); len(runes) > limit {
-		s = string(runes[:limit]) + "…"
-	}
-	return s
 }

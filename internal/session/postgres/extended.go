@@ -27,7 +27,7 @@ func (s *session) parse(ctx context.Context, body []byte) error {
 		return s.inboxFault(ctx, malformed("Parse"))
 	}
 	if msg.Name != "" && (s.statements[msg.Name] != nil || s.prepared[msg.Name] != nil) {
-		return s.refuse(ctx, plainError(sqlstateDupStatement, "prepared statement %q already exists", printable(msg.Name, 100)), nil)
+		return s.refuse(ctx, plainError(sqlstateDupStatement, "prepared statement %q already exists", access.Printable(msg.Name, 100)), nil)
 	}
 	if s.tooManyStatements(len(msg.Query)) {
 		d := s.newDenial(access.LimitExceeded, "too many prepared statements")
@@ -119,7 +119,7 @@ func (s *session) bind(ctx context.Context, body []byte) error {
 		return s.refuse(ctx, s.noStatement(msg.PreparedStatement), nil)
 	}
 	if _, exists := s.portals[msg.DestinationPortal]; exists && msg.DestinationPortal != "" {
-		return s.refuse(ctx, plainError(sqlstateDupPortal, "portal %q already exists", printable(msg.DestinationPortal, 100)), nil)
+		return s.refuse(ctx, plainError(sqlstateDupPortal, "portal %q already exists", access.Printable(msg.DestinationPortal, 100)), nil)
 	}
 	held := len(body)
 	for _, p := range s.portals {
@@ -315,19 +315,19 @@ func (s *session) closeNamed(ctx context.Context, body []byte) error {
 
 func (s *session) noStatement(name string) *refusal {
 	if s.prepared[name] != nil {
-		return s.mixed("the statement "+strconv.Quote(printable(name, 100))+" was prepared in SQL, and the protocol cannot bind or describe it", "run it with EXECUTE, or prepare it with Parse")
+		return s.mixed("the statement "+strconv.Quote(access.Printable(name, 100))+" was prepared in SQL, and the protocol cannot bind or describe it", "run it with EXECUTE, or prepare it with Parse")
 	}
 	if name == "" {
 		return plainError(sqlstateNoStatement, "unnamed prepared statement does not exist")
 	}
-	return plainError(sqlstateNoStatement, "prepared statement %q does not exist", printable(name, 100))
+	return plainError(sqlstateNoStatement, "prepared statement %q does not exist", access.Printable(name, 100))
 }
 
 func (s *session) noPortal(name string) *refusal {
 	if s.cursors[name] != nil {
-		return s.mixed("the cursor "+strconv.Quote(printable(name, 100))+" was declared in SQL, and Execute cannot run it", "use FETCH")
+		return s.mixed("the cursor "+strconv.Quote(access.Printable(name, 100))+" was declared in SQL, and Execute cannot run it", "use FETCH")
 	}
-	return plainError(sqlstateNoPortal, "portal %q does not exist", printable(name, 100))
+	return plainError(sqlstateNoPortal, "portal %q does not exist", access.Printable(name, 100))
 }
 
 // belongsTo selects the steps that exist only for a statement, or a portal of

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/telemetry"
 )
 
 const (
@@ -44,7 +45,7 @@ func (s *session) hold(ctx context.Context, p *portal, v *verdict) (*verdict, st
 	if err := s.append(ctx, access.Synced, []access.Event{v.decided(s)}); err != nil {
 		return v, "", nil, err
 	}
-	ask := access.Ask{Request: v.request, Decision: v.decision, Settings: settings, Leased: true, Trace: traceparent(ctx)}
+	ask := access.Ask{Request: v.request, Decision: v.decision, Settings: settings, Leased: true, Trace: telemetry.Traceparent(ctx)}
 	a, err := s.deps.Approvals.Ask(ctx, ask)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -289,16 +290,10 @@ func (s *session) withDecision(r *refusal, v *verdict) *refusal {
 
 // notGranted is the refusal for an approval that ended without a grant.
 func (s *session) notGranted(v *verdict, a access.Approval) *refusal {
-	switch a.State {
-	case access.Refused:
-		message := "a reviewer refused " + a.ID
-		if n := len(a.Answers); n > 0 && a.Answers[n-1].Comment != "" {
-			message += ": " + printable(a.Answers[n-1].Comment, 200)
-		}
-		return s.notHeld(v, access.ApprovalRefused, message, "change the statement, or talk to the reviewers")
-	case access.Expired:
-		return s.notHeld(v, access.ApprovalExpired, "nobody answered "+a.ID+" in time", "run it again to ask anew")
-	default:
-		return s.notHeld(v, access.ApprovalExpired, "the approval "+a.ID+" is "+string(a.State), "run it again to ask anew")
+	reason, message := a.NotGranted()
+	hint := "run it again to ask anew"
+	if reason == access.ApprovalRefused {
+		hint = "change the statement, or talk to the reviewers"
 	}
+	return s.notHeld(v, reason, message, hint)
 }

@@ -95,13 +95,13 @@ func (s *session) unknownName(st *sql.Statement) *refusal {
 	case s.failed():
 		return plainError(sqlstateFailed, "current transaction is aborted, commands ignored until end of transaction block")
 	case st.Kind == sql.KindFetch && s.portals[st.Name] != nil:
-		return s.mixed("the portal "+strconv.Quote(printable(st.Name, 100))+" was bound by the protocol, and SQL cannot fetch from it", "fetch with Execute, or DECLARE a cursor")
+		return s.mixed("the portal "+strconv.Quote(access.Printable(st.Name, 100))+" was bound by the protocol, and SQL cannot fetch from it", "fetch with Execute, or DECLARE a cursor")
 	case st.Kind == sql.KindExecute && s.statements[st.Name] != nil:
-		return s.mixed("the statement "+strconv.Quote(printable(st.Name, 100))+" was prepared by the protocol, and EXECUTE cannot run it", "bind it, or PREPARE it in SQL")
+		return s.mixed("the statement "+strconv.Quote(access.Printable(st.Name, 100))+" was prepared by the protocol, and EXECUTE cannot run it", "bind it, or PREPARE it in SQL")
 	case st.Kind == sql.KindFetch:
-		return plainError(sqlstateNoPortal, "cursor %q does not exist", printable(st.Name, 100))
+		return plainError(sqlstateNoPortal, "cursor %q does not exist", access.Printable(st.Name, 100))
 	}
-	return plainError(sqlstateNoStatement, "prepared statement %q does not exist", printable(st.Name, 100))
+	return plainError(sqlstateNoStatement, "prepared statement %q does not exist", access.Printable(st.Name, 100))
 }
 
 // mixed refuses what PostgreSQL would do, by name: what the protocol made and
@@ -126,7 +126,7 @@ func (s *session) checkName(st *statement, v *verdict) *refusal {
 			Message: "names that begin with " + reserved + " are the gateway's own", Hint: "use another name"})
 	}
 	if judged.Kind == sql.KindPrepare && s.statements[judged.Name] != nil {
-		return plainError(sqlstateDupStatement, "prepared statement %q already exists", printable(judged.Name, 100))
+		return plainError(sqlstateDupStatement, "prepared statement %q already exists", access.Printable(judged.Name, 100))
 	}
 	if judged.Kind == sql.KindPrepare && s.tooManyStatements(len(st.text)) || judged.Kind == sql.KindDeclare && len(s.cursors) >= maxPortals {
 		d := s.newDenial(access.LimitExceeded, "too many prepared statements or cursors")

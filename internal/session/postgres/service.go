@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -51,22 +52,16 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	setDefault(&c.ApprovalWait, 5*time.Minute)
-	setDefault(&c.StartupTimeout, 10*time.Second)
-	setDefault(&c.DialTimeout, 10*time.Second)
-	setDefault(&c.MaxUnauthenticated, 256)
-	setDefault(&c.MaxWaitingPerSource, 32)
-	setDefault(&c.MaxSessions, 1000)
-	setDefault(&c.MaxMessage, 1<<20)
-	setDefault(&c.MaxRow, 16<<20)
-	setDefault(&c.RecordedResult, 1<<20)
+	c.ApprovalWait = cmp.Or(c.ApprovalWait, 5*time.Minute)
+	c.StartupTimeout = cmp.Or(c.StartupTimeout, 10*time.Second)
+	c.DialTimeout = cmp.Or(c.DialTimeout, 10*time.Second)
+	c.MaxUnauthenticated = cmp.Or(c.MaxUnauthenticated, 256)
+	c.MaxWaitingPerSource = cmp.Or(c.MaxWaitingPerSource, 32)
+	c.MaxSessions = cmp.Or(c.MaxSessions, 1000)
+	c.MaxMessage = cmp.Or(c.MaxMessage, 1<<20)
+	c.MaxRow = cmp.Or(c.MaxRow, 16<<20)
+	c.RecordedResult = cmp.Or(c.RecordedResult, 1<<20)
 	return c
-}
-
-func setDefault[T int | int64 | time.Duration](v *T, value T) {
-	if *v == 0 {
-		*v = value
-	}
 }
 
 // A Resource is a target as the current configuration has it.

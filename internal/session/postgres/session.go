@@ -11,10 +11,12 @@ import (
 
 	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/jackc/pgx/v5/pgtype"
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/sql/catalog"
+	"chaperone.dev/chaperone/internal/telemetry"
 )
 
 // A session is one authenticated client with its own connection to the target.
@@ -86,7 +88,7 @@ func (c *connection) open(ctx context.Context, start *startup, p access.Principa
 	resource, ok := c.deps.Resource(start.database)
 	ok = ok && resource.Access.Kind == access.Postgres
 	if !ok || !c.deps.Decider.MayConnect(ctx, p, resource.Access) {
-		d := c.denial(start, access.UnknownResource, fmt.Sprintf("there is no resource %q that you may use", printable(start.database, 100)))
+		d := c.denial(start, access.UnknownResource, fmt.Sprintf("there is no resource %q that you may use", access.Printable(start.database, 100)))
 		d.Hint = "give the name of a resource as the database name; ask its owners for a policy if you need one"
 		cause := "no policy lets " + p.Subject + " connect"
 		if !ok {
@@ -102,7 +104,8 @@ func (c *connection) open(ctx context.Context, start *startup, p access.Principa
 	if last := info.Opened.Add(c.deps.Decider.SessionMax(ctx, p, resource.Access)); last.After(info.Deadline) {
 		info.Deadline, outlives = last, true
 	}
-	ctx, span := c.startSessionSpan(ctx, &info, start)
+	ctx, span := telemetry.StartSession(ctx, c.deps.Tracer, "postgres session", &info,
+		attribute.String("db.system.name", "postgresql"), attribute.String("db.namespace", info.Resource.Name))
 	defer span.End()
 	c.unwatch() // from here on the session itself watches ctx
 	ctx, closeSession, err := c.deps.Sessions.Open(ctx, info)
@@ -130,7 +133,7 @@ func (c *connection) notOpened(start *startup, err error) error {
 	if errors.As(err, &denial) {
 		id := d.RequestID
 		*d = *denial
-		d.RequestID, d.Resource = id, printable(start.database, 100)
+		d.RequestID, d.Resource = id, access.Printable(start.database, 100)
 	}
 	return &fatalError{refuse(d, err.Error()), err}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/sql"
 	"chaperone.dev/chaperone/internal/sql/catalog"
 )
@@ -60,15 +61,15 @@ func clientSettings(params map[string]string) (map[string]string, error) {
 		value := given[name]
 		if name == "client_encoding" {
 			if !isUTF8(value) {
-				return nil, fmt.Errorf("client_encoding %q is not supported; use UTF8", printable(value, 40))
+				return nil, fmt.Errorf("client_encoding %q is not supported; use UTF8", access.Printable(value, 40))
 			}
 			continue
 		}
 		if err := sql.CheckSetting(name, value); err != nil {
-			return nil, fmt.Errorf("the startup parameter %s = %q is not supported: %w", printable(canonical(name), 60), printable(value, 60), err)
+			return nil, fmt.Errorf("the startup parameter %s = %q is not supported: %w", access.Printable(canonical(name), 60), access.Printable(value, 60), err)
 		}
 		if name == "timezone" && !timeZone.MatchString(value) {
-			return nil, fmt.Errorf("the startup parameter TimeZone = %q is not supported: it is not the name of a time zone", printable(value, 60))
+			return nil, fmt.Errorf("the startup parameter TimeZone = %q is not supported: it is not the name of a time zone", access.Printable(value, 60))
 		}
 		if name != "standard_conforming_strings" { // it is on already
 			settings[canonical(name)] = value
@@ -109,7 +110,7 @@ func commandLine(options string) (map[string]string, error) {
 		}
 		name, value, hasValue := strings.Cut(setting, "=")
 		if !ok || !hasValue || name == "" {
-			return nil, fmt.Errorf("%q in the startup parameter options (PGOPTIONS) is not supported; write -c name=value", printable(words[i], 60))
+			return nil, fmt.Errorf("%q in the startup parameter options (PGOPTIONS) is not supported; write -c name=value", access.Printable(words[i], 60))
 		}
 		settings[strings.ToLower(strings.ReplaceAll(name, "-", "_"))] = value
 	}

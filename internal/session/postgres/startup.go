@@ -325,7 +325,7 @@ func (c *connection) verify(ctx context.Context, token access.Secret) (access.Pr
 func (c *connection) denial(start *startup, reason access.Reason, message string) *access.Denial {
 	return &access.Denial{
 		RequestID: access.NewRequestID(), Reason: reason, Rule: ruleDefault, Message: message,
-		Resource: printable(start.database, 100),
+		Resource: access.Printable(start.database, 100),
 	}
 }
 
@@ -384,7 +384,7 @@ func resourceName(start *startup) string {
 	if start == nil {
 		return ""
 	}
-	return printable(start.database, 100)
+	return access.Printable(start.database, 100)
 }
 
 func requestID(d *access.Denial) string {

@@ -10,25 +10,6 @@ import (
 	"chaperone.dev/chaperone/internal/access"
 )
 
-// startSessionSpan begins the trace of a session; Envoy makes none for TCP.
-func (c *connection) startSessionSpan(ctx context.Context, info *access.Session, start *startup) (context.Context, trace.Span) {
-	ctx, span := c.deps.Tracer.Start(ctx, "postgres session", trace.WithNewRoot(), trace.WithSpanKind(trace.SpanKindServer),
-		trace.WithAttributes(
-			attribute.String("db.system.name", "postgresql"),
-			attribute.String("db.namespace", info.Resource.Name),
-			attribute.String("chaperone.session", info.ID),
-			attribute.String("chaperone.subject", info.Principal.Subject),
-			attribute.String("chaperone.user", info.Principal.User),
-			attribute.String("chaperone.subagent", info.Principal.Subagent),
-			attribute.String("chaperone.workflow", info.Principal.Workflow),
-			attribute.String("client.address", info.Client),
-		))
-	if sc := span.SpanContext(); sc.HasTraceID() {
-		info.Trace = sc.TraceID().String()
-	}
-	return ctx, span
-}
-
 // startStatementSpan begins the span of one execution. It holds no text and no
 // values: those are in the recording.
 func (s *session) startStatementSpan(ctx context.Context, id string) (context.Context, trace.Span) {
@@ -68,13 +49,4 @@ func endSpan(span trace.Span, ended *access.Ended) {
 		span.SetStatus(codes.Error, "failed")
 	}
 	span.End()
-}
-
-// traceparent is the current span as W3C Trace Context writes it, or "".
-func traceparent(ctx context.Context) string {
-	sc := trace.SpanContextFromContext(ctx)
-	if !sc.IsValid() {
-		return ""
-	}
-	return "00-" + sc.TraceID().String() + "-" + sc.SpanID().String() + "-" + sc.TraceFlags().String()
 }

@@ -19,7 +19,7 @@ func (c *channel) act(ctx context.Context, kind, text string) {
 		return
 	}
 	if len(text) > maxCommand || !utf8.ValidString(text) {
-		c.denyUnjudged(ctx, access.Unreadable, fmt.Sprintf("a command is UTF-8 text of at most %d bytes", maxCommand), printable(text, 200))
+		c.denyUnjudged(ctx, access.Unreadable, fmt.Sprintf("a command is UTF-8 text of at most %d bytes", maxCommand), access.Printable(text, 200))
 		return
 	}
 	if kind == "subsystem" && text == "sftp" {
@@ -155,7 +155,7 @@ func (c *channel) fault(ctx context.Context, id string, decision access.Decision
 			denial.Hint = "tell the operators: the host's key is another than the pinned one"
 		}
 	case errors.As(err, &files):
-		denial = &access.Denial{Reason: access.Unreadable, Message: printable(files.Error(), 200)}
+		denial = &access.Denial{Reason: access.Unreadable, Message: access.Printable(files.Error(), 200)}
 	default:
 		denial = &access.Denial{Reason: access.Unavailable, Message: "the act ended: the gateway failed", Hint: "tell the operators the request id"}
 	}

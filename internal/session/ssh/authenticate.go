@@ -117,7 +117,7 @@ func (a *authentication) certificate(meta gossh.ConnMetadata, key gossh.PublicKe
 	}
 	if !slices.Contains(grant.Resources, resource) {
 		return nil, a.refuse(fmt.Errorf("%w: the certificate is for %v", errNoCredential, grant.Resources), access.Unauthenticated,
-			"the certificate is not for "+printable(cmp.Or(resource, "a resource that the user name names"), 100), "get one for it: chaperone ssh-cert RESOURCE")
+			"the certificate is not for "+access.Printable(cmp.Or(resource, "a resource that the user name names"), 100), "get one for it: chaperone ssh-cert RESOURCE")
 	}
 	return permit(identity{principal: grant.Principal, user: user, resource: resource}), nil
 }
@@ -177,7 +177,7 @@ func permit(who identity) *gossh.Permissions {
 func (a *authentication) refuse(cause error, reason access.Reason, message, hint string) error {
 	_, resource := splitLogin(a.login)
 	a.cause = cause
-	a.denial = &access.Denial{RequestID: access.NewRequestID(), Reason: reason, Rule: ruleDefault, Message: message, Hint: hint, Resource: printable(resource, 100)}
+	a.denial = &access.Denial{RequestID: access.NewRequestID(), Reason: reason, Rule: ruleDefault, Message: message, Hint: hint, Resource: access.Printable(resource, 100)}
 	return &gossh.BannerError{Err: cause, Message: a.denial.Text() + "\r\n"}
 }
 
@@ -200,7 +200,7 @@ func (a *authentication) fail(err error) {
 		err = a.cause
 	}
 	a.metrics.refused.WithLabelValues(reason).Inc()
-	a.deps.Log.Info("ssh connection ended before its session", "client", a.source.String(), "login", printable(a.login, maxLogin), "reason", reason, "error", err)
+	a.deps.Log.Info("ssh connection ended before its session", "client", a.source.String(), "login", access.Printable(a.login, maxLogin), "reason", reason, "error", err)
 }
 
 // recordWithin bounds evidence that is written while something ends.

@@ -50,7 +50,7 @@ func (s *session) forward(ctx context.Context, incoming gossh.NewChannel) {
 	}
 	defer v.end(ctx)
 	if err := s.carry(ctx, v, incoming); err != nil {
-		v.failure = printable(err.Error(), 200)
+		v.failure = access.Printable(err.Error(), 200)
 	}
 }
 
@@ -133,9 +133,9 @@ func (s *session) listenRequest(ctx context.Context, request *gossh.Request) {
 	}
 	var socket struct{ Path string }
 	if request.Type == "tcpip-forward" && gossh.Unmarshal(request.Payload, &tcp) == nil {
-		call.Host, call.Port = printable(tcp.Host, 255), int(tcp.Port&0xffff)
+		call.Host, call.Port = access.Printable(tcp.Host, 255), int(tcp.Port&0xffff)
 	} else if gossh.Unmarshal(request.Payload, &socket) == nil {
-		call.Host = printable(socket.Path, 255)
+		call.Host = access.Printable(socket.Path, 255)
 	}
 	if s.refused == nil {
 		s.neverServed(ctx, call, "the gateway listens for nobody on a host")

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/telemetry"
 )
 
 // remindEvery is how often a waiting client is told again what it waits for. The
@@ -24,7 +25,7 @@ func (s *session) hold(ctx context.Context, v *verdict, tell func(string) error)
 	}
 	// Not leased: each run of ssh is a connection of its own, and the one that
 	// repeats the command finds the answer. A client that leaves abandons it.
-	ask := access.Ask{Request: v.request, Decision: v.decision, Settings: s.heldSettings(), Trace: traceparent(ctx)}
+	ask := access.Ask{Request: v.request, Decision: v.decision, Settings: s.heldSettings(), Trace: telemetry.Traceparent(ctx)}
 	a, err := s.deps.Approvals.Ask(ctx, ask)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -148,16 +149,10 @@ func (s *session) abandon(ctx context.Context, id string) {
 
 // notGranted is the refusal for an approval that ended without a grant.
 func (s *session) notGranted(v *verdict, a access.Approval) *refusal {
-	switch a.State {
-	case access.Refused:
-		message := "a reviewer refused " + a.ID
-		if n := len(a.Answers); n > 0 && a.Answers[n-1].Comment != "" {
-			message += ": " + printable(a.Answers[n-1].Comment, 200)
-		}
-		return s.notNow(v, access.ApprovalRefused, message, "change the command, or talk to the reviewers", "approval")
-	case access.Expired:
-		return s.notNow(v, access.ApprovalExpired, "nobody answered "+a.ID+" in time", "run it again to ask anew", "approval")
-	default:
-		return s.notNow(v, access.ApprovalExpired, "the approval "+a.ID+" is "+string(a.State), "run it again to ask anew", "approval")
+	reason, message := a.NotGranted()
+	hint := "run it again to ask anew"
+	if reason == access.ApprovalRefused {
+		hint = "change the command, or talk to the reviewers"
 	}
+	return s.notNow(v, reason, message, hint, "approval")
 }

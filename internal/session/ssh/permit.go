@@ -11,6 +11,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/quota"
+	"chaperone.dev/chaperone/internal/telemetry"
 )
 
 // A verdict is what was decided about one act, and what became of it.
@@ -54,10 +55,10 @@ func (s *session) decide(ctx context.Context, id string, call access.SSHCall) *v
 // lines for the client), counts it, and records that it is about to happen. When
 // the refusal is not nil it must not. Otherwise the caller ends the verdict.
 func (s *session) permit(ctx context.Context, call access.SSHCall, tell func(string) error) (*verdict, *refusal) {
-	ctx, span := s.startActSpan(ctx, "", &call)
+	ctx, span := s.startActSpan(ctx, &call)
 	v := s.decide(ctx, access.NewRequestID(), call)
 	v.span = span
-	describeSpan(span, v.decision)
+	span.SetAttributes(telemetry.DecisionAttributes(v.request, v.decision)...)
 	r := s.permitted(ctx, v, tell)
 	outcome := v.decision.Effect.String()
 	if r != nil {

@@ -3,7 +3,6 @@ package ssh
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/quota"
@@ -38,20 +37,4 @@ func (v *verdict) sums(t *transcript.Transcript) {
 // usedUp is the denial of an act that ran into a limit over several under way.
 func usedUp(v *verdict, err error) *access.Denial {
 	return quota.DenialOf(err, v.request.ID, v.request.Resource.Name, v.decision)
-}
-
-// printable makes text of clients and targets safe to show in a message or a log
-// line: control characters become spaces, and what is long is cut.
-func printable(s string, limit int) string {
-	s = strings.ToValidUTF8(s, "?")
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return ' '
-		}
-		return r
-	}, s)
-	if runes := []rune(s); len(runes) > limit {
-		s = string(runes[:limit]) + "…"
-	}
-	return s
 }

@@ -130,7 +130,7 @@ func tagOf(status *gossh.Request) string {
 		Lang   string
 	}
 	if gossh.Unmarshal(status.Payload, &s) == nil {
-		return "signal " + printable(s.Signal, 16)
+		return "signal " + access.Printable(s.Signal, 16)
 	}
 	return "unknown"
 }

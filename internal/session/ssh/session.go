@@ -10,11 +10,13 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 	gossh "golang.org/x/crypto/ssh"
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/session/ingress"
+	"chaperone.dev/chaperone/internal/telemetry"
 )
 
 // Times of the end of a session.
@@ -65,7 +67,7 @@ func (s *Service) open(ctx context.Context, conn *ingress.Conn, l *link, who ide
 	}
 	resource, ok := s.deps.Resource(who.resource)
 	if !ok || resource.Access.Kind != access.SSH || !s.deps.Decider.MayConnect(ctx, who.principal, resource.Access) {
-		message := fmt.Sprintf("there is no resource %q that you may use", printable(who.resource, 100))
+		message := fmt.Sprintf("there is no resource %q that you may use", access.Printable(who.resource, 100))
 		hint := "log in as USER@RESOURCE; ask the resource's owners for a policy if you need one"
 		s.turnAway(ctx, conn, l, who, access.UnknownResource, message, hint, "no such resource, or no policy lets "+who.principal.Subject+" connect")
 		return
@@ -75,7 +77,7 @@ func (s *Service) open(ctx context.Context, conn *ingress.Conn, l *link, who ide
 		user = resource.Users[0] // whatever the client calls it
 	}
 	if !slices.Contains(resource.Users, user) {
-		s.turnAway(ctx, conn, l, who, access.UnknownResource, fmt.Sprintf("%s has no account %q for you", who.resource, printable(user, 64)),
+		s.turnAway(ctx, conn, l, who, access.UnknownResource, fmt.Sprintf("%s has no account %q for you", who.resource, access.Printable(user, 64)),
 			"log in as USER@"+who.resource, "account not configured")
 		return
 	}
@@ -85,7 +87,8 @@ func (s *Service) open(ctx context.Context, conn *ingress.Conn, l *link, who ide
 	if last := info.Opened.Add(s.deps.Decider.SessionMax(ctx, who.principal, resource.Access)); last.After(info.Deadline) {
 		info.Deadline, outlives = last, true
 	}
-	ctx, span := s.startSessionSpan(ctx, &info, user)
+	ctx, span := telemetry.StartSession(ctx, s.deps.Tracer, "ssh session", &info, attribute.String("network.protocol.name", "ssh"),
+		attribute.String("chaperone.resource", info.Resource.Name), attribute.String("chaperone.account", user))
 	defer span.End()
 	conn.Keep() // from here on the session itself watches ctx
 	ctx, closeSession, err := s.deps.Sessions.Open(ctx, info)
@@ -107,7 +110,7 @@ func (s *Service) open(ctx context.Context, conn *ingress.Conn, l *link, who ide
 // turnAway keeps a client that gets no session just long enough to tell it why
 // in answer to what it asks for.
 func (s *Service) turnAway(ctx context.Context, conn *ingress.Conn, l *link, who identity, reason access.Reason, message, hint, cause string) {
-	denial := &access.Denial{RequestID: access.NewRequestID(), Reason: reason, Rule: ruleDefault, Message: message, Hint: hint, Resource: printable(who.resource, 100)}
+	denial := &access.Denial{RequestID: access.NewRequestID(), Reason: reason, Rule: ruleDefault, Message: message, Hint: hint, Resource: access.Printable(who.resource, 100)}
 	s.metrics.refused.WithLabelValues(string(reason)).Inc()
 	one := &session{Service: s, conn: conn, link: l, refused: denial, log: s.deps.Log}
 	one.log.Warn("ssh connection refused", "client", conn.Source.String(), "reason", reason, "resource", denial.Resource, "cause", cause, "request", denial.RequestID)
@@ -237,28 +240,24 @@ func (s *session) leave() {
 
 // channel takes a channel that the client opens.
 func (s *session) channel(ctx context.Context, working *sync.WaitGroup, incoming gossh.NewChannel) {
+	var serve func(context.Context, gossh.NewChannel)
 	switch kind := incoming.ChannelType(); {
 	case kind == "session" && !s.noMore():
-		if !s.enter() {
-			s.reject(incoming, gossh.ResourceShortage, fmt.Sprintf("at most %d channels at once", s.cfg.MaxChannels))
-			return
-		}
-		working.Go(func() {
-			defer s.leave()
-			s.guard(func() { s.shellChannel(ctx, incoming) })
-		})
+		serve = s.shellChannel
 	case kind == "direct-tcpip" || kind == "direct-streamlocal@openssh.com":
-		if !s.enter() {
-			s.reject(incoming, gossh.ResourceShortage, fmt.Sprintf("at most %d channels at once", s.cfg.MaxChannels))
-			return
-		}
-		working.Go(func() {
-			defer s.leave()
-			s.guard(func() { s.forward(ctx, incoming) })
-		})
+		serve = s.forward
 	default:
 		s.reject(incoming, gossh.UnknownChannelType, "the gateway knows no such channel")
+		return
 	}
+	if !s.enter() {
+		s.reject(incoming, gossh.ResourceShortage, fmt.Sprintf("at most %d channels at once", s.cfg.MaxChannels))
+		return
+	}
+	working.Go(func() {
+		defer s.leave()
+		s.guard(func() { serve(ctx, incoming) })
+	})
 }
 
 func (s *session) noMore() bool {

@@ -140,7 +140,7 @@ func (o *operations) Ended(id string, r sftp.Result) {
 	unwatch()
 	v.tag = fmt.Sprintf("status %d", r.Status)
 	if r.Status != 0 {
-		v.failure = printable(r.Text, 200)
+		v.failure = access.Printable(r.Text, 200)
 	}
 	if r.Cut {
 		v.failure = "the session ended first"

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	gossh "golang.org/x/crypto/ssh"
+
+	"chaperone.dev/chaperone/internal/access"
 )
 
 // A targetLink is the one connection of a session to its target. It is dialled
@@ -67,7 +69,7 @@ func (s *session) reach(ctx context.Context) (*gossh.Client, error) {
 func (s *session) dial(ctx context.Context) (*gossh.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.DialTimeout)
 	defer cancel()
-	signer, err := s.deps.Keys.ForTarget(s.user, s.info.ID+" "+printable(s.info.Principal.Subject, 64), s.deps.Clock())
+	signer, err := s.deps.Keys.ForTarget(s.user, s.info.ID+" "+access.Printable(s.info.Principal.Subject, 64), s.deps.Clock())
 	if err != nil {
 		return nil, fmt.Errorf("key for the target: %w", err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/mask"
+	"chaperone.dev/chaperone/internal/vt"
 )
 
 // maxStreams bounds what is summed up: a forwarded port has two streams for each
@@ -126,14 +127,14 @@ func (t *Transcript) Write(ctx context.Context, name string, piece []byte) error
 func (t *Transcript) keep(ctx context.Context, s *stream, text []byte, last bool) error {
 	text = append(s.rest, text...)
 	s.rest = nil
-	if n := completeUTF8(text); n < len(text) && !last {
+	if n := vt.CompleteUTF8(text); n < len(text) && !last {
 		s.rest, text = append([]byte(nil), text[n:]...), text[:n]
 	}
 	if left := t.cfg.Bound - t.kept; int64(len(text)) > left {
 		if t.cfg.Terminal {
 			return t.cfg.Full()
 		}
-		s.mask, text = nil, text[:completeUTF8(text[:left])]
+		s.mask, text = nil, text[:vt.CompleteUTF8(text[:left])]
 	}
 	if len(text) == 0 {
 		return nil
@@ -178,22 +179,4 @@ func (t *Transcript) Sums(ctx context.Context) (all []access.StreamSum, err erro
 		all = append(all, access.StreamSum{Name: s.name, Bytes: s.bytes, SHA256: hex.EncodeToString(s.digest.Sum(nil))})
 	}
 	return all, err
-}
-
-// completeUTF8 is how much of b ends with a whole character. What is no UTF-8 at
-// all is complete.
-func completeUTF8(b []byte) int {
-	for back := 1; back <= min(utf8.UTFMax-1, len(b)); back++ {
-		c := b[len(b)-back]
-		if c < utf8.RuneSelf {
-			break
-		}
-		if utf8.RuneStart(c) {
-			if !utf8.FullRune(b[len(b)-back:]) {
-				return len(b) - back
-			}
-			break
-		}
-	}
-	return len(b)
 }
