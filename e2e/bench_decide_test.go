@@ -119,6 +119,8 @@ func (decideOnly) Ask(context.Context, access.Ask) (access.Approval, error) {
 	return access.Approval{}, errDecideOnly
 }
 
+func (decideOnly) Standing(context.Context, access.Ask) bool { return false }
+
 func (decideOnly) Wait(context.Context, string) (access.Approval, error) {
 	return access.Approval{}, errDecideOnly
 }

@@ -65,6 +65,10 @@ rules:
     when: 'k8s.subresource == "exec" && "restore" in k8s.command'
     effect: approve
     approval: {groups: [senior-engineers], count: 1, expires: 1m}
+  - name: reviewed
+    when: '!k8s.read_only && (k8s.namespace == "reviewed" || k8s.resource == "namespaces" && k8s.name == "reviewed")'
+    effect: approve
+    approval: {groups: [senior-engineers], count: 1, expires: 1m}
   - name: hold
     when: 'k8s.verb == "delete" && k8s.resource == "configmaps" && k8s.name == "held"'
     effect: approve

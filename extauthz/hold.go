@@ -32,6 +32,7 @@ func (c *check) hold(ctx context.Context, d access.Decision) *authv3.CheckRespon
 	_, async := c.message.preferences()
 	ask := c.ask(d)
 	ask.Leased = !async
+	ask.Preview = c.preview(ctx, ask)
 	a, err := c.Approvals.Ask(ctx, ask)
 	if err != nil {
 		return c.refuse(ctx, unasked(err))
@@ -55,6 +56,29 @@ func (c *check) hold(ctx context.Context, d access.Decision) *authv3.CheckRespon
 // the call shows it decoded.
 func (c *check) ask(d access.Decision) access.Ask {
 	return access.Ask{Request: c.request, Decision: d, Settings: map[string]string{"target": c.message.target}}
+}
+
+// Bounds on previews under way: each asks a target many things.
+const (
+	maxViews             = 16
+	maxViewsPerPrincipal = 4
+)
+
+// preview asks the target what a new question is about.
+func (c *check) preview(ctx context.Context, ask access.Ask) *access.Preview {
+	if c.Previews == nil || c.Approvals.Standing(ctx, ask) {
+		return nil
+	}
+	as, f := c.impersonated()
+	if f != nil { // unserved has seen it
+		return nil
+	}
+	release, ok := c.views.take(c.request.Principal.Key())
+	if !ok {
+		return &access.Preview{Taken: c.now().UTC(), None: "too many requests were held at once"}
+	}
+	defer release()
+	return c.Previews.Preview(ctx, c.request, c.message.body, headersOf(as))
 }
 
 // await waits for the reviewers' answer.

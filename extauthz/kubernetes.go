@@ -152,14 +152,11 @@ func (c *check) allowedKubernetes(k *access.K8s, d access.Decision, told map[str
 // admit hands the request over to the session service: by a ticket, which says
 // nothing to anybody else.
 func (c *check) admit(ok *authv3.OkHttpResponse, d access.Decision) *fault {
-	permit := streams.Permit{Request: c.request, Decision: d, Impersonate: http.Header{}}
 	as, f := c.impersonated()
 	if f != nil { // unserved has seen it
 		return f
 	}
-	for _, h := range as {
-		permit.Impersonate.Add(h.GetHeader().GetKey(), h.GetHeader().GetValue())
-	}
+	permit := streams.Permit{Request: c.request, Decision: d, Impersonate: headersOf(as)}
 	ticket, err := c.Streams.Admit(permit)
 	if err != nil {
 		return unavailable("the gateway carries too many streams").because(err)
@@ -205,6 +202,15 @@ func (c *check) impersonated() ([]*corev3.HeaderValueOption, *fault) {
 		}
 	}
 	return out, nil
+}
+
+// headersOf are the same, for a request of the gateway's own.
+func headersOf(as []*corev3.HeaderValueOption) http.Header {
+	out := http.Header{}
+	for _, h := range as {
+		out.Add(h.GetHeader().GetKey(), h.GetHeader().GetValue())
+	}
+	return out
 }
 
 // extraPrefix is chaperone.dev/ as the name of a header spells it.

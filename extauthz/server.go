@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"runtime/debug"
 	"time"
 
@@ -61,6 +62,8 @@ type Approvals interface {
 	Ask(ctx context.Context, ask access.Ask) (access.Approval, error)
 	// Wait returns once it is no longer pending, or when ctx ends.
 	Wait(ctx context.Context, id string) (access.Approval, error)
+	// Standing reports whether Ask would return one that there is already.
+	Standing(ctx context.Context, ask access.Ask) bool
 	// Consume uses the grant; when it returns nil, this request may run.
 	Consume(ctx context.Context, id, digest string) error
 }
@@ -79,6 +82,14 @@ type Streams interface {
 	Admit(p streams.Permit) (ticket string, err error)
 }
 
+// Previews asks targets what a held request would do.
+type Previews interface {
+	// Preview does not do it, and returns within a few seconds. body is what
+	// would be sent, as the impersonation of its caller. Nil: there is nothing to
+	// ask.
+	Preview(ctx context.Context, req access.Request, body []byte, as http.Header) *access.Preview
+}
+
 // Sessions groups the requests of one principal to one resource.
 type Sessions interface {
 	// For returns the id of the session and a context that ends, with a
@@ -93,8 +104,8 @@ type Usage interface {
 	Begin(ctx context.Context, session, account string, limits access.Limits) (*quota.Use, error)
 }
 
-// Dependencies are what a Server works with; all but Usage and Impersonation are
-// required.
+// Dependencies are what a Server works with; all are required that do
+// not say what happens without them.
 type Dependencies struct {
 	Verifier   Verifier
 	Resources  Resources
@@ -112,6 +123,10 @@ type Dependencies struct {
 	// Impersonation says as whom an API server acts for a caller; nil: as the
 	// gateway's own account, at every resource.
 	Impersonation func(resource string) *Impersonation
+
+	// Previews tells reviewers what a request would do; without it they see the
+	// request alone.
+	Previews Previews
 }
 
 func (d Dependencies) complete() bool {
@@ -144,6 +159,7 @@ type Server struct {
 	now     func() time.Time
 	log     *slog.Logger
 	holds   *holds
+	views   *holds // previews under way
 	metrics metrics
 }
 
@@ -162,7 +178,7 @@ func New(cfg Config, deps Dependencies) (*Server, error) {
 		cfg.MaxHoldsPerPrincipal = DefaultMaxHoldsPerPrincipal
 	}
 	s := &Server{Dependencies: deps, wait: cfg.Wait, now: cfg.Now, log: cfg.Logger,
-		holds: newHolds(cfg.MaxHolds, cfg.MaxHoldsPerPrincipal)}
+		holds: newHolds(cfg.MaxHolds, cfg.MaxHoldsPerPrincipal), views: newHolds(maxViews, maxViewsPerPrincipal)}
 	if s.now == nil {
 		s.now = time.Now
 	}

@@ -151,6 +151,13 @@ func (w *world) Ask(_ context.Context, ask access.Ask) (access.Approval, error) 
 	return a, nil
 }
 
+func (w *world) Standing(_ context.Context, ask access.Ask) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, ok := w.live[access.AskDigest(ask)]
+	return ok
+}
+
 func (w *world) Wait(ctx context.Context, id string) (access.Approval, error) {
 	w.step("wait")
 	w.mu.Lock()
@@ -218,7 +225,7 @@ func (w *world) server(t *testing.T, edit func(*Config)) *Server {
 	if edit != nil {
 		edit(&cfg)
 	}
-	s, err := New(cfg, Dependencies{w, w, w, w, w, w, w, nil, nil, nil})
+	s, err := New(cfg, Dependencies{w, w, w, w, w, w, w, nil, nil, nil, nil})
 	if err != nil {
 		t.Fatal(err)
 	}

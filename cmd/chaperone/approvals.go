@@ -14,6 +14,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/console"
+	"chaperone.dev/chaperone/internal/record"
 )
 
 func approvalsCommand() *cobra.Command {
@@ -102,6 +103,9 @@ func writeCard(w io.Writer, a access.Approval) {
 	case req.Action.SSH != nil:
 		writeSSH(w, req.Action.SSH)
 	}
+	if a.Ask.Preview != nil {
+		writePreview(w, a.Ask.Preview)
+	}
 	for _, answer := range a.Answers {
 		verb := "refused"
 		if answer.Grant {
@@ -162,6 +166,45 @@ func writeK8s(w io.Writer, k *access.K8s) {
 	fmt.Fprintf(w, "body:\t%d bytes, %s %s\n", k.BodyBytes, line(k.ContentType), k.BodyDigest)
 	if k.BodyState == access.BodyWhole {
 		fmt.Fprintf(w, "content:\n%s\n", block(indentJSON(k.Body)))
+	}
+}
+
+// writePreview shows what the target expects. Every line of a change begins
+// with a mark, so that no text can pass for one.
+func writePreview(w io.Writer, p *access.Preview) {
+	fmt.Fprintf(w, "preview:\tan estimate of %s; what you grant is the request above\n", age(p.Taken))
+	if p.None != "" {
+		fmt.Fprintf(w, "  no preview:\t%s\n", record.Visible(p.None))
+	}
+	if p.Creates {
+		fmt.Fprintf(w, "  creates:\tthe object is not there yet\n")
+	}
+	for _, c := range p.Changes {
+		note := ""
+		if c.Masked {
+			note = " (masked)"
+		}
+		switch path, before, after := record.Visible(c.Path), record.Visible(c.Before), record.Visible(c.After); {
+		case before == "":
+			fmt.Fprintf(w, "+ %s: %s%s\n", path, after, note)
+		case after == "":
+			fmt.Fprintf(w, "- %s: %s%s\n", path, before, note)
+		default:
+			fmt.Fprintf(w, "~ %s: %s -> %s%s\n", path, before, after, note)
+		}
+	}
+	for _, r := range p.Removes {
+		names := strings.Join(r.Names, ", ")
+		if r.Count > len(r.Names) {
+			names += ", …"
+		}
+		fmt.Fprintf(w, "- %d %s: %s\n", r.Count, record.Visible(r.What), record.Visible(names))
+	}
+	if p.More > 0 {
+		fmt.Fprintf(w, "  and:\t%d more\n", p.More)
+	}
+	for _, n := range p.Notes {
+		fmt.Fprintf(w, "  note:\t%s\n", record.Visible(n))
 	}
 }
 

@@ -1,11 +1,16 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"net"
+	"net/http"
 	"net/url"
+	"time"
 
+	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/cluster"
 	"chaperone.dev/chaperone/internal/config"
 	"chaperone.dev/chaperone/internal/mask"
 	streams "chaperone.dev/chaperone/internal/session/kube"
@@ -48,4 +53,23 @@ func (c *current) streamResource(name string) (streams.Resource, bool) {
 func (s *server) streams() (*streams.Service, error) {
 	return streams.New(streams.Config{}, streams.Deps{Recorder: s.recorder, Resource: s.current.streamResource, Watch: s.calls.Watch,
 		Usage: s.usage, Log: s.log, Metric: s.metrics})
+}
+
+// previews asks API servers what held requests would do.
+type previews struct {
+	current *current
+	masks   func(access.Resource) []access.Mask
+}
+
+// Preview asks the API server of the request. What any rule masks there is
+// masked, for those who review and those who read recordings.
+func (p previews) Preview(ctx context.Context, req access.Request, body []byte, as http.Header) *access.Preview {
+	if req.Action.K8s == nil {
+		return nil
+	}
+	target, ok := p.current.streamResource(req.Resource.Name)
+	if !ok {
+		return nil
+	}
+	return target.Preview(ctx, cluster.Question{Call: req.Action.K8s, Body: body, As: as, Masks: p.masks(req.Resource)}, time.Now())
 }

@@ -89,6 +89,7 @@ func (s *server) http(cfg *config.Config, carried *streams.Service) (*extauthz.S
 		Verifier: &s.current, Resources: &s.current, Decider: s.engine, Recorder: s.recorder,
 		Approvals: s.approvals, Departures: s.approvals, Sessions: s.calls, Usage: s.usage,
 		Streams: carried, Impersonation: s.current.impersonating,
+		Previews: previews{&s.current, s.engine.MasksOf},
 	})
 	if err != nil {
 		return nil, nil, err

@@ -36,6 +36,9 @@ type Ask struct {
 	// Trace is the W3C traceparent of the span that waits, for the reviewer's
 	// own trace to link to. No grant depends on it.
 	Trace string `json:"trace,omitempty"`
+	// Preview is what the target expects of it, for reviewers. No grant depends
+	// on it. Nil: the target was not asked.
+	Preview *Preview `json:"preview,omitempty"`
 }
 
 // An Approval is an Ask and what became of it.
@@ -77,7 +80,7 @@ func (a Approval) NotGranted() (Reason, string) {
 // AskDigest binds a grant to exactly one thing: the principal with its chain,
 // the resource, the action as it would be forwarded with its bound values, the
 // settings and the hash of the rule that decided. Request id, session, time,
-// tokens and estimates are left out, so that the same request repeated has the
+// tokens, estimates and the preview are left out, so that the same request repeated has the
 // same digest.
 func AskDigest(a Ask) string {
 	p := a.Request.Principal

@@ -84,6 +84,8 @@ type ApprovalEvent struct {
 	Digest string        `json:"digest"`
 	State  ApprovalState `json:"state"`
 	Answer *Answer       `json:"answer,omitempty"`
+	// Preview is what reviewers see beside the request, of a pending one.
+	Preview *Preview `json:"preview,omitempty"`
 }
 
 // Executed says that a statement or request is about to be forwarded, exactly

@@ -29,6 +29,17 @@ func (s *Service) Ask(ctx context.Context, ask access.Ask) (access.Approval, err
 	return found.Approval, nil
 }
 
+// Standing reports whether Ask would, as things are, return an approval that
+// there is already.
+func (s *Service) Standing(ctx context.Context, ask access.Ask) bool {
+	e, err := s.newEntry(ask)
+	if err != nil {
+		return false
+	}
+	found, err := s.identical(ctx, e)
+	return err == nil && found != nil
+}
+
 func (s *Service) ask(ctx context.Context, e *entry) (*entry, error) {
 	if found, err := s.identical(ctx, e); err != nil || found != nil {
 		return found, err

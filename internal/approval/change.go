@@ -129,10 +129,11 @@ func (s *Service) record(ctx context.Context, to *entry, as access.ApprovalState
 	ctx, cancel := context.WithTimeout(ctx, appendTime)
 	defer cancel()
 	a := to.Approval
-	err := s.config.Recorder.Append(ctx, access.Synced, access.Event{
-		Session: a.Ask.Request.Session, Request: a.ID,
-		Approval: &access.ApprovalEvent{ID: a.ID, Digest: a.Digest, State: as, Answer: answer},
-	})
+	ev := &access.ApprovalEvent{ID: a.ID, Digest: a.Digest, State: as, Answer: answer}
+	if as == access.Pending {
+		ev.Preview = a.Ask.Preview // as the reviewers see it
+	}
+	err := s.config.Recorder.Append(ctx, access.Synced, access.Event{Session: a.Ask.Request.Session, Request: a.ID, Approval: ev})
 	if err != nil {
 		return fmt.Errorf("approval %s: %s is not recorded: %w", a.ID, as, err)
 	}

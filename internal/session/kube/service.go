@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,8 +16,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/cluster"
 	"chaperone.dev/chaperone/internal/kube"
-	"chaperone.dev/chaperone/internal/mask"
 	"chaperone.dev/chaperone/internal/quota"
 )
 
@@ -49,14 +48,7 @@ func (c Config) withDefaults() Config {
 }
 
 // A Resource is an API server as the current configuration has it.
-type Resource struct {
-	Address string        // host:port
-	Host    string        // its Host header
-	TLS     *tls.Config   // trusts it alone; holds the client certificate, if that is the credential
-	Token   access.Secret // empty: the certificate is the credential
-	// Literals are what no answer may show. Nil is nothing.
-	Literals *mask.Literals
-}
+type Resource = cluster.Target
 
 // A Recorder stores events: durable when it returns nil. After an error the
 // recorded act must not go on.
