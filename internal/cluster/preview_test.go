@@ -100,11 +100,8 @@ const (
 )
 
 func patch(path, body string, query ...string) kube.Request {
-	r := kube.Request{Method: "PATCH", Path: path, Query: map[string][]string{}, Body: kube.Body{Bytes: []byte(body), ContentType: []string{"application/merge-patch+json"}}}
-	for _, value := range query {
-		r.Query["dryRun"] = append(r.Query["dryRun"], value)
-	}
-	return r
+	return kube.Request{Method: "PATCH", Path: path, Query: map[string][]string{"dryRun": query},
+		Body: kube.Body{Bytes: []byte(body), ContentType: []string{"application/merge-patch+json"}}}
 }
 
 // TestPreviewOfWrites: what a write would change, masked, or why that is not
