@@ -17,6 +17,7 @@ import (
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/kube"
 	streams "chaperone.dev/chaperone/internal/session/kube"
+	"chaperone.dev/chaperone/internal/session/ticket"
 )
 
 // An Impersonation is as whom an API server acts for a caller: its name and
@@ -157,11 +158,11 @@ func (c *check) admit(ok *authv3.OkHttpResponse, d access.Decision) *fault {
 		return f
 	}
 	permit := streams.Permit{Request: c.request, Decision: d, Impersonate: headersOf(as)}
-	ticket, err := c.Streams.Admit(permit)
+	id, err := c.Streams.Admit(permit)
 	if err != nil {
 		return unavailable("the gateway carries too many streams").because(err)
 	}
-	ok.Headers = append(ok.Headers, set(streams.TicketHeader, ticket))
+	ok.Headers = append(ok.Headers, set(ticket.Header, id))
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	streams "chaperone.dev/chaperone/internal/session/kube"
+	"chaperone.dev/chaperone/internal/session/ticket"
 )
 
 func cluster(more ...string) map[string]string {
@@ -201,7 +202,7 @@ func TestKubernetesStreams(t *testing.T) {
 		"x-stream-protocol-version", "v4.channel.k8s.io", "x-chaperone-ticket", "forged", "sec-websocket-extensions", "x")
 	in.GetAttributes().ContextExtensions = cluster("stream", "yes", "body", "")
 	o := checked(t, s, t.Context(), in)
-	if !o.forwarded || o.headers[streams.TicketHeader] != "ticket-1" || slices.Contains(o.removed, "x-stream-protocol-version") ||
+	if !o.forwarded || o.headers[ticket.Header] != "ticket-1" || slices.Contains(o.removed, "x-stream-protocol-version") ||
 		!slices.Contains(o.removed, "sec-websocket-extensions") || o.headers["impersonate-user"] != "" {
 		t.Errorf("got %+v", o)
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/net/websocket"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/session/ticket"
 )
 
 const success = `{"status":"Success"}`
@@ -43,7 +44,7 @@ func TestExecByWebSocket(t *testing.T) {
 	}
 	asked := <-w.asked
 	if h := asked.Header; asked.URL.String() != "/api/v1/namespaces/shop/pods/web/exec?command=cat&stdin=true&tty=true" || asked.Host != "kube.internal" ||
-		h.Get("Authorization") != "Bearer "+apiToken || h.Get("Impersonate-User") != "chaperone:dex:ana" || h.Get(TicketHeader) != "" ||
+		h.Get("Authorization") != "Bearer "+apiToken || h.Get("Impersonate-User") != "chaperone:dex:ana" || h.Get(ticket.Header) != "" ||
 		h.Get(protocolHeader) != "v5.channel.k8s.io" {
 		t.Errorf("the API server was asked %s %v", asked.URL, h)
 	}
@@ -273,7 +274,7 @@ func TestTickets(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, webSocketAPI(func(*websocket.Conn) {}))
 	now := time.Now()
-	w.service.tickets.clock = func() time.Time { return now }
+	w.service.tickets = ticket.NewDesk[Permit](func() time.Time { return now })
 	p, other := permit("GET", "exec", "command=id"), permit("GET", "attach", "")
 	plain := p
 	plain.Request.Action.K8s = &access.K8s{Method: "GET", Path: p.Request.Action.K8s.Path}
@@ -282,9 +283,9 @@ func TestTickets(t *testing.T) {
 		t.Fatalf("with its ticket: %s", answer.Status)
 	}
 	<-w.asked
-	now = now.Add(ticketLife)
+	now = now.Add(time.Minute)
 	two := webSocket(protocolV5)
-	two[TicketHeader] = []string{w.admit(p), w.admit(p)}
+	two[ticket.Header] = []string{w.admit(p), w.admit(p)}
 	for name, c := range map[string]struct {
 		ticket string
 		header http.Header

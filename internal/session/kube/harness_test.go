@@ -21,6 +21,7 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/mask"
+	"chaperone.dev/chaperone/internal/session/ticket"
 )
 
 const (
@@ -124,7 +125,7 @@ func masked(p *Permit) {
 }
 
 // ask sends what Envoy would pass on, and returns the answer and the connection.
-func (w *world) ask(p Permit, ticket string, header http.Header) (*http.Response, net.Conn, *bufio.Reader) {
+func (w *world) ask(p Permit, shown string, header http.Header) (*http.Response, net.Conn, *bufio.Reader) {
 	w.t.Helper()
 	conn, err := net.Dial("tcp", w.front.Listener.Addr().String())
 	if err != nil {
@@ -136,8 +137,8 @@ func (w *world) ask(p Permit, ticket string, header http.Header) (*http.Response
 	k := p.Request.Action.K8s
 	r := &http.Request{Method: k.Method, Host: "gateway", Header: header.Clone(), ProtoMajor: 1, ProtoMinor: 1,
 		URL: &url.URL{Path: k.Path, RawQuery: url.Values(k.Query).Encode()}}
-	if ticket != "" {
-		r.Header.Set(TicketHeader, ticket)
+	if shown != "" {
+		r.Header.Set(ticket.Header, shown)
 	}
 	if err := r.Write(conn); err != nil {
 		w.t.Fatal(err)
@@ -152,11 +153,11 @@ func (w *world) ask(p Permit, ticket string, header http.Header) (*http.Response
 
 func (w *world) admit(p Permit) string {
 	w.t.Helper()
-	ticket, err := w.service.Admit(p)
+	id, err := w.service.Admit(p)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return ticket
+	return id
 }
 
 func webSocket(protocols ...string) http.Header {
@@ -181,7 +182,7 @@ func (w *world) channels(p Permit, protocols ...string) channelClient {
 	k := p.Request.Action.K8s
 	config := &websocket.Config{Location: &url.URL{Scheme: "ws", Host: "gateway", Path: k.Path, RawQuery: url.Values(k.Query).Encode()},
 		Origin: &url.URL{Scheme: "http", Host: "gateway"}, Version: websocket.ProtocolVersionHybi13, Protocol: protocols,
-		Header: http.Header{TicketHeader: {w.admit(p)}, "Impersonate-User": {"system:admin"}}}
+		Header: http.Header{ticket.Header: {w.admit(p)}, "Impersonate-User": {"system:admin"}}}
 	ws, err := websocket.NewClient(config, conn)
 	if err != nil {
 		w.t.Fatal(err)

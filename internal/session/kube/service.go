@@ -19,6 +19,7 @@ import (
 	"chaperone.dev/chaperone/internal/cluster"
 	"chaperone.dev/chaperone/internal/kube"
 	"chaperone.dev/chaperone/internal/quota"
+	"chaperone.dev/chaperone/internal/session/ticket"
 )
 
 // Config is how the service behaves. A zero value means the default that its
@@ -84,7 +85,7 @@ type Service struct {
 	cfg     Config
 	deps    Deps
 	metrics *metrics
-	tickets *tickets
+	tickets *ticket.Desk[Permit]
 	places  chan struct{}
 	flows   sync.WaitGroup
 }
@@ -105,12 +106,12 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kube service: %w", err)
 	}
-	return &Service{cfg: cfg, deps: deps, metrics: m, tickets: newTickets(deps.Clock), places: make(chan struct{}, cfg.MaxFlows)}, nil
+	return &Service{cfg: cfg, deps: deps, metrics: m, tickets: ticket.NewDesk[Permit](deps.Clock), places: make(chan struct{}, cfg.MaxFlows)}, nil
 }
 
 // Admit keeps a permit until its request arrives, and returns the ticket that
-// the request must bring in TicketHeader. It is good once, and not for long.
-func (s *Service) Admit(p Permit) (ticket string, err error) { return s.tickets.admit(p) }
+// the request must bring in ticket.Header. It is good once, and not for long.
+func (s *Service) Admit(p Permit) (id string, err error) { return s.tickets.Admit(p) }
 
 // maxRequest bounds the head of a request, which Envoy has bounded before.
 const maxRequest = 128 << 10
@@ -156,11 +157,11 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // redeem finds what let the request through. A ticket serves the request that it
 // was given for alone.
 func (s *Service) redeem(r *http.Request) (Permit, bool) {
-	shown := r.Header.Values(TicketHeader)
+	shown := r.Header.Values(ticket.Header)
 	if len(shown) != 1 {
 		return Permit{}, false
 	}
-	p, ok := s.tickets.redeem(shown[0])
+	p, ok := s.tickets.Redeem(shown[0])
 	if !ok || p.Request.Action.K8s == nil {
 		return Permit{}, false
 	}
