@@ -554,10 +554,10 @@ func TestHoldsAreBounded(t *testing.T) {
 func TestNewNeedsEverything(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
-	if _, err := New(Config{}, Dependencies{w, w, w, w, w, w, w, nil, nil, nil, nil}); err == nil {
+	if _, err := New(Config{}, Dependencies{w, w, w, w, w, w, w, nil, nil, nil, nil, nil}); err == nil {
 		t.Error("no wait is taken")
 	}
-	if _, err := New(Config{Wait: 1}, Dependencies{w, w, w, w, w, nil, w, nil, nil, nil, nil}); err == nil {
+	if _, err := New(Config{Wait: 1}, Dependencies{w, w, w, w, w, nil, w, nil, nil, nil, nil, nil}); err == nil {
 		t.Error("a missing dependency is taken")
 	}
 }

@@ -29,8 +29,9 @@ type Impersonation struct {
 
 // kind is that of the resource that the route is for.
 func (m *message) kind() access.Kind {
-	if m.extensions[contextKind] == string(access.Kubernetes) {
-		return access.Kubernetes
+	switch kind := access.Kind(m.extensions[contextKind]); kind {
+	case access.Kubernetes, access.SSH:
+		return kind
 	}
 	return access.HTTP
 }

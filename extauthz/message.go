@@ -88,13 +88,16 @@ func (m *message) only(name string) string {
 // text is what was asked, for the recording of a refusal.
 func (m *message) text() string {
 	s := m.method + " " + m.target
+	if m.kind() == access.SSH {
+		s = m.method + " " + m.only(":authority")
+	}
 	return strings.ToValidUTF8(s[:min(len(s), maxText)], "\uFFFD")
 }
 
 // bearer returns the one token. Envoy joins two Authorization headers with a
 // comma, which no token contains (RFC 6750, section 2.1).
 func (m *message) bearer() (access.Secret, *fault) {
-	values := m.headers["authorization"]
+	values := m.credentials()
 	if len(values) != 1 {
 		return access.Secret{}, unauthenticated(strconv.Itoa(len(values)) + " authorization headers")
 	}

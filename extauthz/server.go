@@ -119,6 +119,8 @@ type Dependencies struct {
 	// Streams carries what leaves HTTP for another protocol; without it, that is
 	// refused.
 	Streams Streams
+	// Connections carries what clients CONNECT to; without it, that is refused.
+	Connections Connections
 
 	// Impersonation says as whom an API server acts for a caller; nil: as the
 	// gateway's own account, at every resource.
@@ -228,6 +230,9 @@ func (c *check) run(ctx context.Context, in *authv3.CheckRequest) *authv3.CheckR
 	if f := c.locate(ctx); f != nil {
 		return c.refuse(ctx, f)
 	}
+	if c.message.kind() == access.SSH {
+		return c.connect(ctx)
+	}
 	if f := c.act(); f != nil {
 		return c.refuse(ctx, f)
 	}
@@ -258,7 +263,7 @@ func (c *check) authenticate(ctx context.Context, in *authv3.CheckRequest) *faul
 	if err != nil {
 		return unauthenticated(err.Error())
 	}
-	if len(c.message.headers["authorization"]) > 0 || shown.Empty() {
+	if len(c.message.credentials()) > 0 || shown.Empty() {
 		if c.token, f = c.message.bearer(); f != nil {
 			return f
 		}
@@ -282,9 +287,15 @@ func (c *check) verify(ctx context.Context) *fault {
 // locate finds the resource that the route is for. One that the principal could
 // do nothing with looks like one that does not exist.
 func (c *check) locate(ctx context.Context) *fault {
-	name := c.message.extensions[contextResource]
+	name, kind := c.message.extensions[contextResource], c.message.kind()
+	if kind == access.SSH {
+		var f *fault
+		if name, f = c.message.connecting(); f != nil {
+			return f
+		}
+	}
 	r, ok := c.Resources.Resource(name)
-	if kind := c.message.kind(); !ok || r.Kind != kind {
+	if !ok || r.Kind != kind {
 		return unknownResource(fmt.Sprintf("there is no %s resource %q", kind, name))
 	}
 	if !c.Decider.MayConnect(ctx, c.request.Principal, r) {

@@ -91,6 +91,8 @@ func (w *world) Resource(name string) (access.Resource, bool) {
 		return access.Resource{Name: "billing", Kind: access.HTTP}, true
 	case "orders":
 		return access.Resource{Name: "orders", Kind: access.Postgres}, true
+	case "web":
+		return access.Resource{Name: "web", Kind: access.SSH}, true
 	case "cluster":
 		return access.Resource{Name: "cluster", Kind: access.Kubernetes}, true
 	}
@@ -225,7 +227,7 @@ func (w *world) server(t *testing.T, edit func(*Config)) *Server {
 	if edit != nil {
 		edit(&cfg)
 	}
-	s, err := New(cfg, Dependencies{w, w, w, w, w, w, w, nil, nil, nil, nil})
+	s, err := New(cfg, Dependencies{w, w, w, w, w, w, w, nil, nil, nil, nil, nil})
 	if err != nil {
 		t.Fatal(err)
 	}

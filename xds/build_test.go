@@ -297,11 +297,16 @@ func TestNothingFailsOpen(t *testing.T) {
 			if check.GetDisabled() || check.GetCheckSettings().GetContextExtensions()[contextStream] == "" || check.GetCheckSettings().GetContextExtensions()[contextResource] == "" {
 				t.Errorf("%s is not guarded", r.GetName())
 			}
+		} else if cluster == connectCluster { // it serves nobody without the authorizer's ticket
+			toTargets++
+			if check.GetDisabled() || check.GetCheckSettings().GetContextExtensions()[contextKind] != sshKind || r.GetMatch().GetConnectMatcher() == nil {
+				t.Errorf("%s is not guarded", r.GetName())
+			}
 		} else if cluster != "" && cluster != apiCluster {
 			t.Errorf("%s leads to %s", r.GetName(), cluster)
 		}
 	}
-	if toTargets != 9 {
+	if toTargets != 10 {
 		t.Errorf("%d routes to targets", toTargets)
 	}
 	var hcm hcmv3.HttpConnectionManager
@@ -316,7 +321,7 @@ func TestNothingFailsOpen(t *testing.T) {
 	var wrapped matchingv3.ExtensionWithMatcher
 	var proc extprocv3.ExternalProcessor
 	filters := hcm.GetHttpFilters()
-	for err := range slices.Values([]error{filters[0].GetTypedConfig().UnmarshalTo(&authz), filters[1].GetTypedConfig().UnmarshalTo(&wrapped),
+	for err := range slices.Values([]error{filters[0].GetTypedConfig().UnmarshalTo(&authz), filters[2].GetTypedConfig().UnmarshalTo(&wrapped),
 		wrapped.GetExtensionConfig().GetTypedConfig().UnmarshalTo(&proc)}) {
 		if err != nil {
 			t.Fatal(err)
@@ -325,7 +330,7 @@ func TestNothingFailsOpen(t *testing.T) {
 	if authz.GetFailureModeAllow() || authz.GetShadowMode() || authz.GetFilterEnabled() != nil || !authz.GetEncodeRawHeaders() || filters[0].GetIsOptional() {
 		t.Error("the decision can be skipped")
 	}
-	if proc.GetFailureModeAllow() || proc.GetAllowModeOverride() || proc.GetObservabilityMode() || filters[1].GetIsOptional() ||
+	if proc.GetFailureModeAllow() || proc.GetAllowModeOverride() || proc.GetObservabilityMode() || filters[2].GetIsOptional() ||
 		proc.GetProcessingMode().GetResponseBodyMode() != extprocv3.ProcessingMode_STREAMED {
 		t.Error("the processing can be skipped")
 	}

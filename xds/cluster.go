@@ -20,6 +20,8 @@ import (
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"chaperone.dev/chaperone/internal/session/ingress"
 )
 
 // Names of the clusters that are chaperone itself.
@@ -27,6 +29,7 @@ const (
 	servicesCluster = "chaperone-services"
 	postgresCluster = "chaperone-postgres"
 	sshCluster      = "chaperone-ssh"
+	connectCluster  = "chaperone-ssh-connect" // the same service, by CONNECT
 	apiCluster      = "chaperone-api"
 	otlpCluster     = "otlp"
 
@@ -67,6 +70,9 @@ func clusters(c Config, from source) []*clusterv3.Cluster {
 	}
 	if c.Listen.SSH != "" {
 		out = append(out, sessions(sshCluster, c.Sockets.SSH))
+	}
+	if c.connects() {
+		out = append(out, sessions(connectCluster, c.Sockets.SSH, &corev3.TlvEntry{Type: uint32(ingress.TicketTLV), FormatString: text("%FILTER_STATE(" + ticketState + ":PLAIN)%")}))
 	}
 	if c.OTLP != "" {
 		host, port, _ := splitHostPort(c.OTLP) // validate has seen it
@@ -125,13 +131,13 @@ func services(path string) *clusterv3.Cluster {
 }
 
 // sessions carries the connections of a session service, each behind a PROXY
-// protocol v2 header with the client's address.
-func sessions(name, path string) *clusterv3.Cluster {
+// protocol v2 header with the client's address and, beside it, tlvs.
+func sessions(name, path string, tlvs ...*corev3.TlvEntry) *clusterv3.Cluster {
 	c := local(name, path)
 	c.TransportSocket = &corev3.TransportSocket{
 		Name: "envoy.transport_sockets.upstream_proxy_protocol",
 		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(&proxyprotov3.ProxyProtocolUpstreamTransport{
-			Config: &corev3.ProxyProtocolConfig{Version: corev3.ProxyProtocolConfig_V2},
+			Config: &corev3.ProxyProtocolConfig{Version: corev3.ProxyProtocolConfig_V2, AddedTlvs: tlvs},
 			TransportSocket: &corev3.TransportSocket{Name: "envoy.transport_sockets.raw_buffer",
 				ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(&rawbufferv3.RawBuffer{})}},
 		})},

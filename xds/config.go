@@ -111,6 +111,9 @@ type Credential struct {
 	Value  access.Secret
 }
 
+// connects reports whether SSH is reached by CONNECT, too.
+func (c Config) connects() bool { return c.Listen.HTTPS != "" && c.Listen.SSH != "" }
+
 var resourceName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?$`)
 
 // reservedHeaders mean something to HTTP itself or to the gateway; a

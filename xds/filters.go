@@ -9,19 +9,25 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	matchingv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
 	skipv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/matcher/action/v3"
+	statevaluev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
+
+	"chaperone.dev/chaperone/internal/session/ticket"
 )
 
 const (
 	extAuthzFilter = "envoy.filters.http.ext_authz"
 	extProcFilter  = "envoy.filters.http.ext_proc"
+
+	setFilterStateFilter = "envoy.filters.http.set_filter_state"
 )
 
 // messageTimeout bounds the processor's answer to one piece of a response: it
@@ -73,9 +79,34 @@ func httpFilters(hold time.Duration) []*hcmv3.HttpFilter {
 			ValidateMutations:   true,
 			StatPrefix:          "chaperone",
 		}),
+		ticketFilter(),
 		httpFilter(extProcFilter, exceptLocalReplies(processing())),
 		httpFilter("envoy.filters.http.router", &routerv3.Router{SuppressEnvoyHeaders: true}),
 	}
+}
+
+// ticketState is under which a connection to a session service has its ticket,
+// from which the PROXY header of that connection is written.
+const ticketState = "chaperone.ticket"
+
+// ticketFilter keeps the ticket that the authorizer gave to a CONNECT. It is off
+// but for the route of those. The ticket counts when connections are pooled (that
+// is what a hashable string is for), so no client gets another's.
+func ticketFilter() *hcmv3.HttpFilter {
+	f := httpFilter(setFilterStateFilter, &setstatev3.Config{OnRequestHeaders: []*statevaluev3.FilterStateValue{{
+		Key:                &statevaluev3.FilterStateValue_ObjectKey{ObjectKey: ticketState},
+		FactoryKey:         "envoy.hashable_string",
+		Value:              &statevaluev3.FilterStateValue_FormatString{FormatString: text("%REQ(" + ticket.Header + ")%")},
+		SharedWithUpstream: statevaluev3.FilterStateValue_ONCE,
+	}}})
+	f.Disabled = true
+	return f
+}
+
+// text is a format string that yields nothing else than what is in it.
+func text(format string) *corev3.SubstitutionFormatString {
+	return &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_TextFormatSource{
+		TextFormatSource: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: format}}}}
 }
 
 func processing() *extprocv3.ExternalProcessor {

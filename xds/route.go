@@ -5,6 +5,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
@@ -21,6 +22,9 @@ const (
 	contextStream     = "stream"     // "yes" when the request leads to the session service, and nowhere else
 )
 
+// sshKind is said of the route of CONNECT.
+const sshKind = "ssh"
+
 // kubernetesKind is said of every route below /k8s/.
 const kubernetesKind = "kubernetes"
 
@@ -31,6 +35,9 @@ var upgrades = []string{"websocket", "SPDY/3.1"}
 // a problem document for everything else.
 func routes(c Config) *routev3.RouteConfiguration {
 	var rs []*routev3.Route
+	if c.connects() {
+		rs = append(rs, connect())
+	}
 	for _, r := range c.HTTP {
 		prefix := "/http/" + r.Name
 		if r.Kubernetes {
@@ -122,6 +129,28 @@ func (r HTTPResource) upgradeRoute(prefix string) *routev3.Route {
 		route.GetRoute().UpgradeConfigs = append(route.GetRoute().UpgradeConfigs, &routev3.RouteAction_UpgradeConfig{UpgradeType: name})
 	}
 	return route
+}
+
+// connect is for all that clients CONNECT to, whatever they name: it leads to the
+// session service of SSH and nowhere else. The authorizer reads which host is
+// meant, and gives the ticket without which the service serves nobody.
+func connect() *routev3.Route {
+	return &routev3.Route{
+		Name:  "connect",
+		Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}},
+		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: connectCluster},
+			Timeout:          seconds(0),
+			IdleTimeout:      seconds(idleSession),
+			UpgradeConfigs:   []*routev3.RouteAction_UpgradeConfig{{UpgradeType: "CONNECT", ConnectConfig: &routev3.RouteAction_UpgradeConfig_ConnectConfig{}}},
+		}},
+		TypedPerFilterConfig: map[string]*anypb.Any{
+			extAuthzFilter: pack(&extauthzv3.ExtAuthzPerRoute{Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{
+				CheckSettings: &extauthzv3.CheckSettings{ContextExtensions: map[string]string{contextKind: sshKind}}}}),
+			setFilterStateFilter: pack(&routev3.FilterConfig{Config: pack(&setstatev3.Config{})}),
+			extProcFilter:        noProcessing(), // bytes of SSH: the session service reads them
+		},
+	}
 }
 
 // api leads to chaperone's own API, token service or documents, which check

@@ -190,7 +190,7 @@ func TestDelta(t *testing.T) {
 	p := newPlane(t, first)
 	a := p.connect(t, "envoy-1")
 	if got := names(a.fetch(resourcev3.ClusterType)); !slices.Equal(got, []string{
-		"chaperone-api", "chaperone-kubernetes", "chaperone-postgres", "chaperone-services", "chaperone-ssh", "http/billing", "http/cluster", "http/mail", "http/wiki", "otlp"}) {
+		"chaperone-api", "chaperone-kubernetes", "chaperone-postgres", "chaperone-services", "chaperone-ssh", "chaperone-ssh-connect", "http/billing", "http/cluster", "http/mail", "http/wiki", "otlp"}) {
 		t.Errorf("clusters %v", got)
 	}
 	a.fetch(resourcev3.ListenerType)

@@ -216,7 +216,7 @@ func (s *server) run(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	authorizer, tap, err := s.http(cfg, carried)
+	authorizer, tap, err := s.http(cfg, carried, hosts)
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"chaperone.dev/chaperone/internal/session"
 	streams "chaperone.dev/chaperone/internal/session/kube"
 	"chaperone.dev/chaperone/internal/session/postgres"
+	"chaperone.dev/chaperone/internal/session/ssh"
 	"chaperone.dev/chaperone/tapsink"
 )
 
@@ -84,13 +85,17 @@ func detector(masks []access.Mask) (postgres.Detector, error) {
 }
 
 // http makes the two services behind Envoy's HTTP filters.
-func (s *server) http(cfg *config.Config, carried *streams.Service) (*extauthz.Server, *tapsink.Server, error) {
-	authorizer, err := extauthz.New(extauthz.Config{Wait: cfg.Approvals.Wait, Logger: s.log, Metrics: s.metrics}, extauthz.Dependencies{
+func (s *server) http(cfg *config.Config, carried *streams.Service, hosts *ssh.Service) (*extauthz.Server, *tapsink.Server, error) {
+	deps := extauthz.Dependencies{
 		Verifier: &s.current, Resources: &s.current, Decider: s.engine, Recorder: s.recorder,
 		Approvals: s.approvals, Departures: s.approvals, Sessions: s.calls, Usage: s.usage,
 		Streams: carried, Impersonation: s.current.impersonating,
 		Previews: previews{&s.current, s.engine.MasksOf},
-	})
+	}
+	if hosts != nil {
+		deps.Connections = hosts
+	}
+	authorizer, err := extauthz.New(extauthz.Config{Wait: cfg.Approvals.Wait, Logger: s.log, Metrics: s.metrics}, deps)
 	if err != nil {
 		return nil, nil, err
 	}

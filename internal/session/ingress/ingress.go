@@ -43,6 +43,29 @@ func New(c Config) *Gate {
 	return &Gate{Config: c, waiting: make(chan struct{}, c.MaxWaiting), sources: newSources(c.MaxWaitingEach)}
 }
 
+// TicketTLV is the type of the TLV (of the range for applications' own) in which
+// Envoy passes on the ticket of a connection that its authorizer let through.
+const TicketTLV proxyproto.PP2Type = 0xE0
+
+// Ticket returns the ticket that the header carries; shown is false when there is
+// none, which only a connection without an authorizer has. The header is
+// Envoy's: nothing that a client sends stands in it.
+func (c *Conn) Ticket() (ticket string, shown bool) {
+	all, err := c.Header.TLVs()
+	if err != nil { // validHeader has read them
+		return "", true
+	}
+	for _, tlv := range all {
+		if tlv.Type == TicketTLV {
+			if shown { // two are none
+				return "", true
+			}
+			ticket, shown = string(tlv.Value), true
+		}
+	}
+	return ticket, shown
+}
+
 // Waiting counts the connections of an address that have not authenticated.
 func (g *Gate) Waiting(addr net.Addr) int {
 	g.sources.mu.Lock()

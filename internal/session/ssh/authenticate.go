@@ -49,6 +49,7 @@ type authentication struct {
 	*Service
 	ctx    context.Context
 	source net.Addr
+	permit *Permit // of the authorizer; nil: the client has yet to say who it is
 
 	login  string
 	denial *access.Denial // of the last credential that was offered
@@ -72,6 +73,10 @@ func (a *authentication) handshake(conn *ingress.Conn) (*gossh.ServerConn, <-cha
 		PublicKeyCallback:         a.certificate,
 		VerifiedPublicKeyCallback: a.certified,
 		PasswordCallback:          a.password,
+	}
+	if a.permit != nil { // then that is who it is, and no credential can make it somebody else
+		config.NoClientAuth, config.NoClientAuthCallback = true, a.permitted
+		config.PublicKeyCallback, config.VerifiedPublicKeyCallback, config.PasswordCallback = nil, nil, nil
 	}
 	hosts, err := a.deps.Keys.Hosts(a.deps.HostNames(), a.deps.Clock())
 	if err != nil {
@@ -124,20 +129,35 @@ func (a *authentication) certificate(meta gossh.ConnMetadata, key gossh.PublicKe
 
 // certified comes once the client has shown that it holds the key.
 func (a *authentication) certified(_ gossh.ConnMetadata, _ gossh.PublicKey, permissions *gossh.Permissions, _ string) (*gossh.Permissions, error) {
+	return a.current(permissions, "the certificate is not valid here (any more)", "get a new one: chaperone ssh-cert")
+}
+
+// permitted takes a client by the authorizer's word alone.
+func (a *authentication) permitted(meta gossh.ConnMetadata) (*gossh.Permissions, error) {
+	a.login = meta.User()
+	user, resource := splitLogin(meta.User())
+	if resource != "" && resource != a.permit.Resource {
+		return nil, a.refuse(fmt.Errorf("%w: the connection is for %s", errNoCredential, a.permit.Resource), access.Unauthenticated,
+			"this connection is for "+access.Printable(a.permit.Resource, 100), "CONNECT to the resource that the user name names")
+	}
+	return a.current(permit(identity{principal: a.permit.Principal, user: user, resource: a.permit.Resource}),
+		"the token of this connection is not valid (any more)", "connect again with a fresh token")
+}
+
+// current refuses an identity that was taken back since it was vouched for.
+func (a *authentication) current(permissions *gossh.Permissions, gone, hint string) (*gossh.Permissions, error) {
 	who := permissions.ExtraData[identityKey{}].(identity)
 	if !a.deps.KnownIssuer(who.principal.Issuer) {
-		return nil, a.refuse(fmt.Errorf("%w: issuer %s is not configured any more", errNoCredential, who.principal.Issuer), access.Unauthenticated,
-			"the certificate is not valid here (any more)", "get a new one: chaperone ssh-cert")
+		return nil, a.refuse(fmt.Errorf("%w: issuer %s is not configured any more", errNoCredential, who.principal.Issuer), access.Unauthenticated, gone, hint)
 	}
 	ctx, cancel := context.WithTimeout(a.ctx, a.cfg.StartupTimeout)
 	defer cancel()
 	revoked, err := a.deps.Sessions.Revoked(ctx, who.principal)
 	switch {
 	case err != nil:
-		return nil, a.refuse(err, access.Unavailable, "the gateway cannot check certificates now", "try again in a moment")
+		return nil, a.refuse(err, access.Unavailable, "the gateway cannot check who you are now", "try again in a moment")
 	case revoked:
-		return nil, a.refuse(fmt.Errorf("%w: its token was revoked", errNoCredential), access.Unauthenticated,
-			"the certificate is not valid here (any more)", "get a new one: chaperone ssh-cert")
+		return nil, a.refuse(fmt.Errorf("%w: its token was revoked", errNoCredential), access.Unauthenticated, gone, hint)
 	}
 	return permissions, nil
 }

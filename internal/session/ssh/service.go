@@ -18,6 +18,7 @@ import (
 	"chaperone.dev/chaperone/internal/quota"
 	"chaperone.dev/chaperone/internal/session/ingress"
 	"chaperone.dev/chaperone/internal/session/ssh/authority"
+	"chaperone.dev/chaperone/internal/session/ticket"
 )
 
 // Config is how the service behaves. A zero value means the default that its
@@ -157,6 +158,7 @@ type Service struct {
 	metrics *metrics
 	gate    *ingress.Gate
 	live    chan struct{} // sessions
+	desk    *ticket.Desk[Permit]
 }
 
 // New checks its arguments; it opens nothing.
@@ -191,7 +193,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	gate := ingress.New(ingress.Config{Name: "ssh", HeaderTimeout: cfg.StartupTimeout, MaxWaiting: cfg.MaxUnauthenticated,
 		MaxWaitingEach: cfg.MaxWaitingPerSource, Log: deps.Log,
 		Refused: func(reason string) { m.refused.WithLabelValues(reason).Inc() }})
-	return &Service{cfg: cfg, deps: deps, metrics: m, gate: gate, live: make(chan struct{}, cfg.MaxSessions)}, nil
+	return &Service{cfg: cfg, deps: deps, metrics: m, gate: gate, live: make(chan struct{}, cfg.MaxSessions), desk: ticket.NewDesk[Permit](deps.Clock)}, nil
 }
 
 // Serve accepts connections from l, each of which must begin with a PROXY v2
@@ -201,9 +203,30 @@ func (s *Service) Serve(ctx context.Context, l net.Listener) error {
 	return s.gate.Serve(ctx, l, s.serve)
 }
 
+// A Permit is a connection that the authorizer let through before a byte of it
+// came: who connects, by which token it was checked there, and to which host.
+type Permit struct {
+	Principal access.Principal
+	Resource  string
+}
+
+// Admit keeps a permit until its connection arrives, and returns the ticket that
+// Envoy's PROXY header must bring (ingress.TicketTLV). It is good once, and not
+// for long.
+func (s *Service) Admit(p Permit) (id string, err error) { return s.desk.Admit(p) }
+
 // serve takes a connection from its first byte to its end.
 func (s *Service) serve(ctx context.Context, conn *ingress.Conn) {
 	a := &authentication{Service: s, ctx: ctx, source: conn.Source}
+	if id, shown := conn.Ticket(); shown {
+		permit, ok := s.desk.Redeem(id)
+		if !ok {
+			s.metrics.refused.WithLabelValues("no-ticket").Inc()
+			s.deps.Log.Error("ssh connection closed: its ticket is none of ours", "client", conn.Source.String())
+			return
+		}
+		a.permit = &permit
+	}
 	client, channels, requests, err := a.handshake(conn)
 	if err != nil {
 		a.fail(err)
