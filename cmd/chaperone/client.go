@@ -100,7 +100,8 @@ func (g *gateway) send(ctx context.Context, method, path string, token access.Se
 	return res.Body, nil
 }
 
-func (g *gateway) client() (*http.Client, error) {
+// tls trusts what the caller trusts.
+func (g *gateway) tls() (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if g.ca != "" {
 		pem, err := os.ReadFile(g.ca)
@@ -111,6 +112,14 @@ func (g *gateway) client() (*http.Client, error) {
 		if !config.RootCAs.AppendCertsFromPEM(pem) {
 			return nil, fmt.Errorf("ca: %s holds no certificate in PEM form", g.ca)
 		}
+	}
+	return config, nil
+}
+
+func (g *gateway) client() (*http.Client, error) {
+	config, err := g.tls()
+	if err != nil {
+		return nil, err
 	}
 	return &http.Client{
 		Transport: &http.Transport{TLSClientConfig: config, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true,

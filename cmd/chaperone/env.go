@@ -19,7 +19,7 @@ import (
 )
 
 func envCommand() *cobra.Command {
-	g, t, whole, hosts := &gateway{}, &tokenWish{}, false, ""
+	g, t, whole, hosts, connect := &gateway{}, &tokenWish{}, false, "", false
 	c := &cobra.Command{
 		Use:   "env RESOURCE...",
 		Short: "Print what to set for psql, curl, ssh and kubectl to reach resources",
@@ -30,7 +30,8 @@ For Kubernetes resources it prints a kubeconfig, in which kubectl calls "chapero
 whenever it needs one.
 
 With --ssh-config it prints lines for ~/.ssh/config instead, after which ssh, scp, sftp, rsync, git and ansible
-reach the hosts by their names, each time with a certificate that is fresh (see chaperone ssh-cert).`,
+reach the hosts by their names, each time with a certificate that is fresh (see chaperone ssh-cert). With --connect as
+well they go through the gateway's HTTPS port (see chaperone connect).`,
 		Example: `  eval "$(chaperone env orders)"; psql
   chaperone env web --ssh-config >> ~/.ssh/config; ssh web uptime
   chaperone env cluster > kubeconfig; kubectl --kubeconfig kubeconfig get pods
@@ -38,7 +39,9 @@ reach the hosts by their names, each time with a certificate that is fresh (see 
 		Args: cobra.MinimumNArgs(1), ValidArgsFunction: g.completeResources,
 		RunE: func(c *cobra.Command, args []string) error {
 			if c.Flags().Changed("ssh-config") {
-				return g.sshConfig(c, args, hosts)
+				return g.sshConfig(c, args, hosts, connect)
+			} else if connect {
+				return fmt.Errorf("%w: --connect goes with --ssh-config", errUsage)
 			}
 			token, found, err := g.reach(c.Context(), t, args, whole)
 			if err != nil {
@@ -59,6 +62,7 @@ reach the hosts by their names, each time with a certificate that is fresh (see 
 	t.flags(c)
 	c.Flags().BoolVar(&whole, "whole-token", false, "use your token as it is")
 	c.Flags().StringVar(&hosts, "ssh-config", "", "print lines for ssh_config, with keys in this folder; default "+defaultSSHFolder)
+	c.Flags().BoolVar(&connect, "connect", false, "with --ssh-config: reach the hosts through the HTTPS port")
 	c.Flags().Lookup("ssh-config").NoOptDefVal = defaultSSHFolder
 	return c
 }

@@ -90,6 +90,9 @@ func (s *server) directory(cfg *config.Config) directory.Config {
 		SSHPort:      func() int { return portOf(s.current.revision.Load().config.Listen.SSH) },
 		Accounts:     s.current.accounts,
 	}
+	if s.sshKeys != nil {
+		c.SSHAuthority = func() string { return authority.AuthorizedKey(s.sshKeys.CA()) }
+	}
 	if cfg.Tokens != nil {
 		c.TokenEndpoint = cfg.Tokens.Issuer + issuer.TokenPath
 	}

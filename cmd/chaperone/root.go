@@ -27,7 +27,7 @@ this program decides, holds, masks, injects and records.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.AddCommand(
 		runCommand(), serveCommand(), bootstrapCommand(), checkCommand(), doctorCommand(),
-		loginCommand(), tokenCommand(), sshCertCommand(), envCommand(), execCommand(), approvalsCommand(), sessionsCommand(), evidenceCommand(), policyCommand(),
+		loginCommand(), tokenCommand(), sshCertCommand(), connectCommand(), envCommand(), execCommand(), approvalsCommand(), sessionsCommand(), evidenceCommand(), policyCommand(),
 		schemaCommand(), demoCommand(),
 	)
 	usageErrors(root)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -99,10 +100,11 @@ func (g *gateway) certify(ctx context.Context, folder, resource string, refresh 
 	if _, err := parseCertificate(answer.Certificate, key); err != nil {
 		return fmt.Errorf("gateway: %w", err)
 	}
-	if _, _, _, _, err := gossh.ParseAuthorizedKey([]byte(answer.CA)); err != nil || strings.ContainsAny(answer.CA, "\r\n") {
-		return errors.New("gateway: its authority is not a public key")
+	name := host.Host
+	if host.Port != 22 {
+		name = "[" + host.Host + "]:" + strconv.Itoa(host.Port)
 	}
-	return errors.Join(writeSecret(path+"-cert.pub", answer.Certificate+"\n"), trustHost(filepath.Join(folder, "known_hosts"), host, answer.CA))
+	return errors.Join(writeSecret(path+"-cert.pub", answer.Certificate+"\n"), trustHost(filepath.Join(folder, "known_hosts"), name, answer.CA))
 }
 
 // hostOf finds a host in what the token reaches.
@@ -171,11 +173,11 @@ func freshCertificate(path string, key gossh.PublicKey, now time.Time) bool {
 	return until.Sub(now) > max(until.Sub(from)/3, authority.MinLife)
 }
 
-// trustHost keeps the one line that says who certifies the gateway.
-func trustHost(path string, host directory.Resource, ca string) error {
-	name := host.Host
-	if host.Port != 22 {
-		name = "[" + host.Host + "]:" + strconv.Itoa(host.Port)
+// trustHost keeps the one line that says who certifies the gateway, which
+// known_hosts calls name.
+func trustHost(path, name, ca string) error {
+	if _, _, _, _, err := gossh.ParseAuthorizedKey([]byte(ca)); err != nil || strings.ContainsAny(ca, "\r\n") {
+		return errors.New("gateway: its authority is not a public key")
 	}
 	wanted := "@cert-authority " + name + " " + ca
 	b, err := os.ReadFile(path)
@@ -224,8 +226,27 @@ Host {{.Name}}
     ForwardX11 no
 `))
 
+// connectLines are the same for the way through the HTTPS port, where the token
+// of the connection is who one is.
+var connectLines = template.Must(template.New("ssh_config").Parse(`Host {{.Name}}
+    HostName {{.Name}}
+    User {{.User}}
+    ProxyCommand {{.Command}}
+    HostKeyAlias {{.Gateway}}
+    PubkeyAuthentication no
+    PasswordAuthentication no
+    KbdInteractiveAuthentication no
+    UserKnownHostsFile "{{.Folder}}/known_hosts"
+    GlobalKnownHostsFile none
+    StrictHostKeyChecking yes
+    HostKeyAlgorithms ssh-ed25519-cert-v01@openssh.com
+    UpdateHostKeys no
+    ForwardAgent no
+    ForwardX11 no
+`))
+
 // sshConfig prints the lines for the hosts.
-func (g *gateway) sshConfig(c *cobra.Command, names []string, dir string) error {
+func (g *gateway) sshConfig(c *cobra.Command, names []string, dir string, connect bool) error {
 	folder, err := sshFolder(dir)
 	if err != nil {
 		return err
@@ -238,6 +259,14 @@ func (g *gateway) sshConfig(c *cobra.Command, names []string, dir string) error 
 	if err != nil {
 		return err
 	}
+	base, err := g.base()
+	if err != nil {
+		return err
+	}
+	gateway, err := url.Parse(base)
+	if err != nil {
+		return err
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -247,7 +276,10 @@ func (g *gateway) sshConfig(c *cobra.Command, names []string, dir string) error 
 		if err != nil {
 			return err
 		}
-		command := []string{self, "ssh-cert", name, "--dir", folder, "--gateway", g.url}
+		lines, command := sshLines, []string{self, "ssh-cert", name, "--dir", folder, "--gateway", g.url}
+		if connect {
+			lines, command = connectLines, []string{self, "connect", name, "--known-hosts", folder + "/known_hosts", "--gateway", g.url}
+		}
 		for _, file := range []struct{ flag, path string }{{"--ca", g.ca}, {"--token-file", g.tokenFile}} {
 			if file.path == "" {
 				continue
@@ -258,13 +290,13 @@ func (g *gateway) sshConfig(c *cobra.Command, names []string, dir string) error 
 			}
 			command = append(command, file.flag, path)
 		}
-		for _, word := range append(command, host.User) {
+		for _, word := range append(command, host.User, gateway.Hostname()) {
 			if !regexp.MustCompile(`^[A-Za-z0-9_./:@+,=~-]+$`).MatchString(word) {
 				return fmt.Errorf("%q cannot stand in ssh_config: choose plain names for files and folders", line(word))
 			}
 		}
-		err = sshLines.Execute(c.OutOrStdout(), map[string]any{"Name": name, "Command": strings.Join(command, " "), "Host": host.Host,
-			"Port": host.Port, "User": host.User, "Folder": folder})
+		err = lines.Execute(c.OutOrStdout(), map[string]any{"Name": name, "Command": strings.Join(command, " "), "Host": host.Host,
+			"Port": host.Port, "Gateway": gateway.Hostname(), "User": host.User, "Folder": folder})
 		if err != nil {
 			return err
 		}

@@ -29,6 +29,9 @@ type Config struct {
 	PostgresPort, SSHPort func() int
 	// Accounts are the accounts of an SSH resource.
 	Accounts func(resource string) []string
+	// SSHAuthority certifies the gateway's SSH host key: one line as OpenSSH writes
+	// it. Nil is none.
+	SSHAuthority func() string
 	// PublicURL is where clients reach the gateway: https://host[:port].
 	PublicURL func() *url.URL
 	// Rejected tells a verdict on a token from the lack of one.
@@ -48,7 +51,8 @@ type Document struct {
 	Expires       time.Time  `json:"expires"`
 	Resources     []Resource `json:"resources"`
 	TokenEndpoint string     `json:"token_endpoint,omitempty"`
-	More          []string   `json:"more"` // how to ask for more
+	SSHAuthority  string     `json:"ssh_authority,omitempty"` // of the gateway's host key, when hosts are among the resources
+	More          []string   `json:"more"`                    // how to ask for more
 }
 
 // A Hop is one delegation, and what it gave up.
@@ -130,7 +134,10 @@ func (c Config) document(r *http.Request, p access.Principal) Document {
 				continue
 			}
 			one.Host, one.User = host, one.Users[0]
-			one.How = "chaperone env " + known.Name + " writes what ssh needs, chaperone ssh-cert its certificate: ssh -p " + strconv.Itoa(one.Port) + " " + one.User + "@" + known.Name + "@" + host
+			if c.SSHAuthority != nil {
+				d.SSHAuthority = c.SSHAuthority()
+			}
+			one.How = "chaperone env " + known.Name + " writes what ssh needs, chaperone ssh-cert its certificate: ssh -p " + strconv.Itoa(one.Port) + " " + one.User + "@" + known.Name + "@" + host + "; where only HTTPS leaves, with ProxyCommand=\"chaperone connect " + known.Name + "\""
 		}
 		d.Resources = append(d.Resources, one)
 	}

@@ -148,4 +148,10 @@ func TestPermitsAreCurrent(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	g.ahead.Store(int64(2 * time.Hour)) // the session goes with its token
+	eventually(t, "the session ends", func() bool {
+		return len(g.recorder.find(func(e access.Event) bool {
+			return e.Closed != nil && strings.Contains(e.Closed.Cause, "token has expired")
+		})) == 1
+	})
 }
