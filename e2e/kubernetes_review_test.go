@@ -3,6 +3,8 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -133,5 +135,51 @@ func applies(t *testing.T, s *demo.Site, through, direct kubectl, grace string) 
 	}
 	if got := direct.must(t, "", "-n", "reviewed", "get", "deployment", "web", "-o", "jsonpath={.spec.replicas}"); got != "9" {
 		t.Errorf("it has %s replicas", got)
+	}
+}
+
+// TestKubectlExecRepeated: what nobody grants within the configured wait is
+// refused with the request id, and repeated once it was granted it runs, exactly
+// once. kubectl asks by WebSocket and then by SPDY: that is one question.
+func TestKubectlExecRepeated(t *testing.T) {
+	t.Parallel()
+	_, direct, _ := kubernetes(t)
+	s := own(t, demo.Options{Config: func(text string) string {
+		return strings.Replace(withCluster(text), "wait: 2m", "wait: 500ms", 1)
+	}})
+	through := kubectlThrough(t, s)
+	runningPod(t, direct, "repeated")
+	marks := filepath.Join(t.TempDir(), "marks")
+	run := func() (string, error) {
+		return through.run(t.Context(), "", "-n", "repeated", "exec", "web", "--", "sh", "-c", "echo ran >>"+marks+"; cat "+marks, "restore")
+	}
+	refused := func(err error) string {
+		t.Helper()
+		if err == nil || !strings.Contains(err.Error(), "a reviewer has to grant this") || !strings.Contains(err.Error(), "(Forbidden)") && !strings.Contains(err.Error(), "forbidden") {
+			t.Fatalf("not refused as a Status: %v", err)
+		}
+		return requestID.FindString(err.Error())
+	}
+	_, err := run()
+	id := refused(err)
+	grace := person(t, s, demo.Grace)
+	if out, err := cli(t, s, grace, "approvals", "list", "--state", "pending"); err != nil || len(requestID.FindAllString(out, -1)) != 1 || !strings.Contains(out, id) {
+		t.Errorf("not one question %s: %v\n%s", id, err, out)
+	}
+	if out, err := cli(t, s, grace, "approvals", "approve", id); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	if _, err := os.Stat(marks); err == nil {
+		t.Error("it ran before it was repeated")
+	}
+	if out, err := run(); err != nil || out != "ran\n" {
+		t.Errorf("repeated: %q %v", out, err)
+	}
+	_, err = run()
+	if another := refused(err); another == id {
+		t.Errorf("the used grant %s is asked for again", id)
+	}
+	if text, err := os.ReadFile(marks); err != nil || string(text) != "ran\n" {
+		t.Errorf("it ran %q: %v", text, err)
 	}
 }

@@ -186,18 +186,23 @@ func kubernetes(t *testing.T) (s *demo.Site, direct, through kubectl) {
 	if prepared.err != nil {
 		t.Fatal(prepared.err)
 	}
+	return s, kubectl{config: filepath.Join(prepared.dir, "admin.kubeconfig"), home: t.TempDir()}, kubectlThrough(t, s)
+}
+
+// kubectlThrough is kubectl through a gateway, as a subagent of Alan's.
+func kubectlThrough(t *testing.T, s *demo.Site) kubectl {
+	t.Helper()
 	home := t.TempDir()
-	direct = kubectl{config: filepath.Join(prepared.dir, "admin.kubeconfig"), home: home}
 	mine := []string{"CHAPERONE_TOKEN=" + token(t, s, demo.Alan), "XDG_CACHE_HOME=" + home}
 	config, err := client(t, s, home, mine, "env", "cluster")
 	if err != nil {
 		t.Fatal(err)
 	}
-	through = kubectl{config: filepath.Join(home, "kubeconfig"), home: filepath.Join(home, "through"), env: mine}
+	through := kubectl{config: filepath.Join(home, "kubeconfig"), home: filepath.Join(home, "through"), env: mine}
 	if err := os.WriteFile(through.config, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return s, direct, through
+	return through
 }
 
 // manifests are the files of the page on compatibility.

@@ -3,6 +3,7 @@ package extauthz
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"sync"
 	"time"
@@ -39,6 +40,9 @@ func (c *check) hold(ctx context.Context, d access.Decision) *authv3.CheckRespon
 	}
 	if a.State == access.Pending && async {
 		return c.accepted(a)
+	}
+	if a.State == access.Pending && a.ID != c.id && c.fallsBack(a.ID) {
+		return c.refuse(ctx, notGranted(a))
 	}
 	if a.State == access.Pending {
 		var f *fault
@@ -119,9 +123,18 @@ func (c *check) leave(ctx context.Context, a access.Approval) *fault {
 	if answered != nil {
 		a.State = answered.State
 	}
+	c.left.add(a.ID, c.now())
 	f := notGranted(a)
 	f.cause = "no answer within " + c.wait.String()
 	return f
+}
+
+// fallsBack reports whether a request for a stream comes from a client that was
+// just sent away: kubectl asks for the same again over its other protocol, and
+// would wait twice.
+func (c *check) fallsBack(approval string) bool {
+	k := c.request.Action.K8s
+	return k != nil && k.LeavesHTTP() && c.left.lately(approval, c.now())
 }
 
 // abandon ends the question, unless it was another request's that this one only
@@ -213,6 +226,39 @@ func unasked(err error) *fault {
 func tooMany(message string) *fault {
 	return &fault{status: http.StatusTooManyRequests, Denial: access.Denial{
 		Reason: access.LimitExceeded, Message: message, Hint: "wait until some are answered"}}
+}
+
+// fallback is how soon kubectl asks again over its other protocol, and
+// maxDepartures how many clients that were sent away are remembered.
+const (
+	fallback      = 2 * time.Second
+	maxDepartures = 4096
+)
+
+// departures remember for a moment which questions their clients left behind.
+type departures struct {
+	mu sync.Mutex
+	at map[string]time.Time // by approval
+}
+
+func (d *departures) add(approval string, now time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.at) >= maxDepartures {
+		maps.DeleteFunc(d.at, func(_ string, at time.Time) bool { return now.Sub(at) > fallback })
+	}
+	if len(d.at) < maxDepartures {
+		d.at[approval] = now
+	}
+}
+
+// lately reports whether it was left a moment ago, once.
+func (d *departures) lately(approval string, now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	at, ok := d.at[approval]
+	delete(d.at, approval)
+	return ok && now.Sub(at) <= fallback
 }
 
 // holds bounds the requests that wait, in all and by principal.

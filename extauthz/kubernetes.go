@@ -74,7 +74,7 @@ func (m *message) kubernetes() (*access.K8s, *fault) {
 		}
 		return nil, unreadable("the request cannot be read").because(err)
 	}
-	if m.extensions[contextStream] != "" && kube.LeavesHTTP(k) {
+	if m.extensions[contextStream] != "" && k.LeavesHTTP() {
 		k.BodyState = access.BodyNone // the session service passes none on
 	}
 	return k, nil
@@ -87,8 +87,8 @@ func (c *check) unserved(d access.Decision) *fault {
 	switch {
 	case k == nil || d.Effect == access.Deny:
 		return nil
-	case c.message.extensions[contextStream] != "" && c.Streams != nil && kube.LeavesHTTP(k): // served
-	case kube.LeavesHTTP(k):
+	case c.message.extensions[contextStream] != "" && c.Streams != nil && k.LeavesHTTP(): // served
+	case k.LeavesHTTP():
 		return unsupported(strings.Join(k.Powers, ", ") + " needs a connection that leaves HTTP: a header Upgrade with websocket or SPDY/3.1")
 	case kube.IsStream(k):
 		return unsupported(strings.Join(k.Powers, ", ") + " is not served by this gateway")
@@ -119,7 +119,7 @@ func (c *check) allowedKubernetes(k *access.K8s, d access.Decision, told map[str
 	if errors.Join(err, metadataErr) != nil {
 		return c.denied(unavailable("the gateway cannot say what is to be masked"))
 	}
-	stream := kube.LeavesHTTP(k)
+	stream := k.LeavesHTTP()
 	ok := &authv3.OkHttpResponse{}
 	for name := range c.message.headers {
 		if !strings.HasPrefix(name, ":") && !slices.Contains(passed, name) && !(stream && slices.Contains(passedOn, name)) {

@@ -1,6 +1,7 @@
 package extauthz
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"slices"
@@ -212,5 +213,70 @@ func TestKubernetesStreams(t *testing.T) {
 	w.decide = func(access.Request) access.Decision { return access.Decision{Effect: access.Deny} }
 	if o := checked(t, s, t.Context(), in); o.forwarded || len(kept.permits) != 1 {
 		t.Errorf("what is denied has a permit: %+v", o)
+	}
+}
+
+// viewed counts previews.
+type viewed struct{ bodies []string }
+
+func (v *viewed) Preview(_ context.Context, _ access.Request, body []byte, as http.Header) *access.Preview {
+	v.bodies = append(v.bodies, as.Get("Impersonate-User")+" "+string(body))
+	return &access.Preview{None: "seen"}
+}
+
+// TestKubernetesPreviewOnce: a held request is previewed as its caller, with its
+// question; the same request that finds its grant is not.
+func TestKubernetesPreviewOnce(t *testing.T) {
+	t.Parallel()
+	w, v := newWorld(), &viewed{}
+	w.decide = approve("delete")
+	s := w.kubernetes(t)
+	s.Previews = v
+	in := toCluster("DELETE", "/api/v1/namespaces/shop/pods/x", `{"propagationPolicy":"Background"}`, "content-type", "application/json")
+	checked(t, s, t.Context(), in).isStatus(t, 403, "a reviewer has to grant this")
+	for _, a := range w.live {
+		if a.Ask.Preview == nil || a.Ask.Preview.None != "seen" {
+			t.Errorf("asked %+v", a.Ask)
+		}
+	}
+	w.grant(t)
+	if o := checked(t, s, t.Context(), in); !o.forwarded {
+		t.Errorf("granted: %+v", o)
+	}
+	if want := []string{`chaperone:dex:ann@example.com {"propagationPolicy":"Background"}`}; !slices.Equal(v.bodies, want) {
+		t.Errorf("previewed %q", v.bodies)
+	}
+}
+
+// TestKubernetesFallback: kubectl, sent away after the wait, asks again at once
+// over its other protocol. It does not wait again, has the same id, and the
+// grant is good for either.
+func TestKubernetesFallback(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	w.decide = approve("exec")
+	s := w.kubernetes(t)
+	s.Streams = &keeper{}
+	exec := func(method string) outcome {
+		in := toCluster(method, "/api/v1/namespaces/shop/pods/x/exec?command=id", "", "connection", "upgrade", "upgrade", "SPDY/3.1")
+		in.GetAttributes().ContextExtensions = cluster("stream", "yes", "body", "")
+		return checked(t, s, t.Context(), in)
+	}
+	first := exec("GET")
+	w.takeSteps()
+	second := exec("POST")
+	if slices.Contains(w.takeSteps(), "wait") || first.status != 403 || second.body["message"] != first.body["message"] {
+		t.Errorf("first %+v, then %+v", first, second)
+	}
+	exec("POST")
+	if !slices.Contains(w.takeSteps(), "wait") {
+		t.Error("a command that is repeated does not wait")
+	}
+	w.grant(t)
+	if o := exec("GET"); !o.forwarded {
+		t.Errorf("granted: %+v", o)
+	}
+	if o := exec("GET"); o.forwarded {
+		t.Errorf("granted once: %+v", o)
 	}
 }

@@ -162,6 +162,7 @@ type Server struct {
 	log     *slog.Logger
 	holds   *holds
 	views   *holds // previews under way
+	left    *departures
 	metrics metrics
 }
 
@@ -180,7 +181,8 @@ func New(cfg Config, deps Dependencies) (*Server, error) {
 		cfg.MaxHoldsPerPrincipal = DefaultMaxHoldsPerPrincipal
 	}
 	s := &Server{Dependencies: deps, wait: cfg.Wait, now: cfg.Now, log: cfg.Logger,
-		holds: newHolds(cfg.MaxHolds, cfg.MaxHoldsPerPrincipal), views: newHolds(maxViews, maxViewsPerPrincipal)}
+		holds: newHolds(cfg.MaxHolds, cfg.MaxHoldsPerPrincipal), views: newHolds(maxViews, maxViewsPerPrincipal),
+		left: &departures{at: map[string]time.Time{}}}
 	if s.now == nil {
 		s.now = time.Now
 	}

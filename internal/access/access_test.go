@@ -93,6 +93,7 @@ func TestAskDigestBindsWhatRuns(t *testing.T) {
 			rows := int64(7)
 			a.Request.Action.SQL.EstimatedRows, a.Request.Action.SQL.EstimatedBytes = &rows, &rows
 		}, true},
+		"another preview": {func(a *Ask) { a.Preview = &Preview{None: "x"} }, true},
 		"another http body": {func(a *Ask) {
 			a.Request.Action = Action{HTTP: &HTTPCall{BodyDigest: "sha256:1"}}
 		}, false},
@@ -173,5 +174,21 @@ func TestDenialSaysHowToAsk(t *testing.T) {
 	}
 	if r := RecourseOf(terms, &Approval{ID: "req_1", State: Expired}); r.Approval != "" || !r.Until.IsZero() {
 		t.Errorf("a closed question: %+v", r)
+	}
+}
+
+// TestAskDigestOfStreams: exec by GET and by POST is one act; another command, or
+// anything else by another method, is another.
+func TestAskDigestOfStreams(t *testing.T) {
+	t.Parallel()
+	ask := func(verb, method, power string, command ...string) string {
+		return AskDigest(Ask{Request: Request{Action: Action{K8s: &K8s{Verb: verb, Method: method, Powers: []string{power}, Command: command}}}})
+	}
+	one := ask("get", "GET", PowerExec, "id")
+	if one != ask("create", "POST", PowerExec, "id") {
+		t.Error("the method matters to exec")
+	}
+	if one == ask("get", "GET", PowerExec, "id", "-u") || one == ask("get", "GET", PowerAttach, "id") || ask("create", "POST", PowerToken) == ask("update", "PUT", PowerToken) {
+		t.Error("two acts have one digest")
 	}
 }

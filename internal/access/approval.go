@@ -97,6 +97,11 @@ func AskDigest(a Ask) string {
 	if action.K8s != nil {
 		call := *action.K8s
 		call.Body = nil
+		if call.LeavesHTTP() {
+			// One act, by whatever method: kubectl asks by GET, and by POST when that is
+			// refused.
+			call.Method, call.Verb = "", ""
+		}
 		action.K8s = &call
 	}
 	if action.SQL != nil {

@@ -64,6 +64,14 @@ func (k *K8s) String() string {
 	return what
 }
 
+// LeavesHTTP reports whether the request is served by another protocol, to which
+// the connection is handed over: exec, attach and port-forward.
+func (k *K8s) LeavesHTTP() bool {
+	return slices.ContainsFunc(k.Powers, func(power string) bool {
+		return power == PowerExec || power == PowerAttach || power == PowerPortForward
+	})
+}
+
 // What a request can do beyond changing the object that it names. One request
 // may have several.
 const (

@@ -42,7 +42,7 @@ func (t Target) Preview(ctx context.Context, q Question, now time.Time) *access.
 	defer v.conn.Close()
 	var err error
 	switch k := q.Call; {
-	case k.Resource == "" || kube.LeavesHTTP(k) || k.ReadOnly:
+	case k.Resource == "" || k.LeavesHTTP() || k.ReadOnly:
 		return nil
 	case k.DryRun:
 		p.None = "the request is a dry run itself: nothing is stored"

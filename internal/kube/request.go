@@ -207,18 +207,8 @@ func readsOnly(k *access.K8s) bool {
 	return false
 }
 
-// LeavesHTTP reports whether the request is served by another protocol, to which
-// the connection is handed over: exec, attach and port-forward.
-func LeavesHTTP(k *access.K8s) bool {
-	return slices.ContainsFunc(k.Powers, func(power string) bool {
-		return power == access.PowerExec || power == access.PowerAttach || power == access.PowerPortForward
-	})
-}
-
 // IsStream reports whether the API server answers by a stream both ways, or by
 // what another server says: none of that is an object of the API.
 func IsStream(k *access.K8s) bool {
-	return slices.ContainsFunc(k.Powers, func(power string) bool {
-		return slices.Contains([]string{access.PowerExec, access.PowerAttach, access.PowerPortForward, access.PowerProxy}, power)
-	})
+	return k.LeavesHTTP() || slices.Contains(k.Powers, access.PowerProxy)
 }

@@ -17,7 +17,6 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/cluster"
-	"chaperone.dev/chaperone/internal/kube"
 	"chaperone.dev/chaperone/internal/quota"
 	"chaperone.dev/chaperone/internal/session/ticket"
 )
@@ -166,7 +165,7 @@ func (s *Service) redeem(r *http.Request) (Permit, bool) {
 		return Permit{}, false
 	}
 	k := p.Request.Action.K8s
-	return p, k.Method == r.Method && k.Path == r.URL.Path && kube.LeavesHTTP(k)
+	return p, k.Method == r.Method && k.Path == r.URL.Path && k.LeavesHTTP()
 }
 
 // refuse answers with a Status.
