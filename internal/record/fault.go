@@ -85,15 +85,14 @@ func (w *writer) tryMend() error {
 	var events [][]byte
 	for _, p := range w.pending {
 		if p.level == access.Written {
-			events = append(events, p.payload)
+			events = append(events, p.payloads...)
 		}
 	}
 	events = append(events, w.mendedEvent(len(events)))
 	if err := w.startSegment(old.header.Segment+1, w.synced, events); err != nil {
 		return err
 	}
-	clear(w.pending)
-	w.pending, w.pendingBytes = w.pending[:0], 0
+	w.forget(len(w.pending))
 	return nil
 }
 
@@ -126,7 +125,7 @@ func (w *writer) mendedEvent(rewritten int) []byte {
 		Rewritten int       `json:"rewritten"` // events that were not yet on disk
 	}{w.fault.first.Error(), w.fault.since.UTC(), w.fault.refused, rewritten})
 	ev.Time = w.cfg.Clock().UTC().Round(0)
-	payload, err := encodeEvent(ev)
+	payload, err := appendPayload(nil, &ev)
 	if err != nil { // a few short strings and numbers
 		panic("record: encode own event: " + err.Error())
 	}

@@ -100,7 +100,7 @@ func unseal(line []byte) ([]byte, bool) {
 }
 
 // appendEvent appends the line of one event, without its newline. payload is
-// what encodeEvent made; mark, when not nil, is written as synced.
+// what appendPayload made; mark, when not nil, is written as synced.
 func appendEvent(buf []byte, seq uint64, prev Hash, mark *uint64, payload []byte) ([]byte, Hash) {
 	start := len(buf)
 	buf = append(buf, `{"seq":`...)
@@ -166,7 +166,7 @@ func cutUint(b []byte) (n uint64, rest []byte, ok bool) {
 
 // sealed encodes a header or a head as one line, without newline.
 func sealed(v any) ([]byte, Hash, error) {
-	b, err := encode(v)
+	b, err := encodeAny(v)
 	if err != nil {
 		return nil, Hash{}, err
 	}
@@ -189,33 +189,6 @@ func parseSealed[T header | head](line []byte) (T, Hash, bool) {
 func parseHeader(line []byte) (header, Hash, bool) {
 	h, hash, ok := parseSealed[header](line)
 	return h, hash, ok && h.Format == formatName && h.Start > 0
-}
-
-// encode is json.Marshal without the escapes for HTML, so that a recorded
-// statement can be searched for as it was written.
-func encode(v any) ([]byte, error) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
-}
-
-// encodeEvent encodes ev without its seq, which only the writer knows.
-func encodeEvent(ev access.Event) ([]byte, error) {
-	b, err := encode(struct {
-		access.Event
-		Seq *struct{} `json:"seq,omitempty"` // hides the event's own
-	}{Event: ev})
-	if err != nil {
-		return nil, err
-	}
-	if len(b) > MaxEventBytes {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(b), MaxEventBytes)
-	}
-	return b, nil
 }
 
 // decodeEvent reads the event of a line that parseEvent accepted.

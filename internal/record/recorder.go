@@ -74,17 +74,17 @@ var usualPace = pace{
 // A Recorder appends events to the recording of one replica. All methods are
 // safe for concurrent use.
 type Recorder struct {
-	cfg     Config
-	patient time.Duration
-	lock    *os.File
-	writer  *writer
-	reader  *Reader
-	room    *semaphore.Weighted
-	queue   chan *request
-	closing chan struct{} // closed by Close
-	stopped chan struct{} // closed when the writer has ended
-	close   func() error
-	pruning chan struct{} // holds a token while Prune runs
+	cfg      Config
+	patient  time.Duration
+	lock     *os.File
+	writer   *writer
+	reader   *Reader
+	requests requests
+	queue    chan *request
+	closing  chan struct{} // closed by Close
+	stopped  chan struct{} // closed when the writer has ended
+	close    func() error
+	pruning  chan struct{} // holds a token while Prune runs
 
 	strangers *strangers
 }
@@ -145,12 +145,12 @@ func start(cfg Config, d disk, p pace, lock *os.File) (*Recorder, error) {
 	}
 	r := &Recorder{
 		cfg: cfg, patient: p.patience, lock: lock,
-		room:    semaphore.NewWeighted(queueBytes),
-		queue:   make(chan *request, queueRequests),
-		closing: make(chan struct{}),
-		stopped: make(chan struct{}),
-		pruning: make(chan struct{}, 1),
-		reader:  newReader(cfg.Dir),
+		requests: requests{room: semaphore.NewWeighted(queueBytes)},
+		queue:    make(chan *request, queueRequests),
+		closing:  make(chan struct{}),
+		stopped:  make(chan struct{}),
+		pruning:  make(chan struct{}, 1),
+		reader:   newReader(cfg.Dir),
 
 		strangers: newStrangers(),
 	}
@@ -160,6 +160,7 @@ func start(cfg Config, d disk, p pace, lock *os.File) (*Recorder, error) {
 		m.unregister(cfg.Registerer)
 		return nil, err
 	}
+	r.writer.startJob() // HEAD, before the first event
 	go func() {
 		defer close(r.stopped)
 		r.writer.run()
@@ -181,7 +182,7 @@ func (r *Recorder) own(act, on string, input any) access.Event {
 }
 
 func ownEvent(cfg Config, act, on string, input any) access.Event {
-	b, err := encode(input)
+	b, err := encodeAny(input)
 	if err != nil { // structs of strings, numbers and times
 		panic("record: own event: " + err.Error())
 	}
@@ -194,8 +195,8 @@ func ownEvent(cfg Config, act, on string, input any) access.Event {
 // durability d. When it returns nil they are recorded so; after an error the
 // action that they tell of must not happen, though the events may still be
 // found in the recording. It keeps nothing of evs. It blocks while the disk is
-// busy, until ctx ends or, without a deadline, for ten seconds. A zero Time
-// becomes now; Seq is given here.
+// busy, until ctx ends or, without a deadline, for ten seconds; a write(2) of its
+// own that hangs holds it longer. A zero Time becomes now; Seq is given here.
 //
 // One refusal by itself of somebody who proved no identity is recorded only
 // while there are not too many: beyond 500, and 10 more a second, they are
@@ -225,11 +226,27 @@ func (r *Recorder) append(ctx context.Context, d access.Durability, evs ...acces
 	if err != nil {
 		return err
 	}
+	if !r.requests.room.TryAcquire(req.bytes) {
+		if err := r.waitForRoom(ctx, req.bytes); err != nil {
+			return err
+		}
+	}
+	taken := r.writer.offer(req)
+	if taken && d == access.Written {
+		return <-req.done // is there already
+	}
 	patience := time.NewTimer(r.patient)
 	defer patience.Stop()
-	if err := r.enqueue(ctx, req, patience.C); err != nil {
-		return err
+	if !taken {
+		if err := r.enqueue(ctx, req, patience.C); err != nil {
+			return err
+		}
 	}
+	return r.await(ctx, req, patience.C)
+}
+
+// await returns what becomes of a request that the writer has.
+func (r *Recorder) await(ctx context.Context, req *request, patience <-chan time.Time) error {
 	select {
 	case err := <-req.done:
 		return err
@@ -242,7 +259,7 @@ func (r *Recorder) append(ctx context.Context, d access.Durability, evs ...acces
 		}
 	case <-ctx.Done():
 		return fmt.Errorf("%w: not recorded in time: %w", ErrUnavailable, context.Cause(ctx))
-	case <-patience.C:
+	case <-patience:
 		return fmt.Errorf("%w: the disk did not answer within %v", ErrUnavailable, r.patient)
 	}
 }
@@ -261,36 +278,37 @@ func (r *Recorder) ready(ctx context.Context) error {
 
 // encode makes the request of one Append.
 func (r *Recorder) encode(d access.Durability, evs []access.Event) (*request, error) {
-	req := &request{level: d, done: make(chan error, 1), room: r.room, payloads: make([][]byte, len(evs))}
+	req := r.requests.make(d, len(evs))
 	now := r.cfg.Clock()
-	for i, ev := range evs {
+	for _, ev := range evs {
 		if ev.Time.IsZero() {
 			ev.Time = now
 		}
 		ev.Time = ev.Time.UTC().Round(0)
-		payload, err := encodeEvent(ev)
-		if err != nil {
+		if err := req.add(&ev); err != nil {
+			req.recycle()
 			return nil, fmt.Errorf("record %s event: %w", ev.Type(), err)
 		}
-		req.payloads[i] = payload
-		req.bytes += int64(len(payload))
 	}
 	if req.bytes > MaxAppendBytes {
+		req.recycle()
 		return nil, fmt.Errorf("%w: %d bytes in one call, at most %d", ErrTooLarge, req.bytes, MaxAppendBytes)
 	}
 	return req, nil
 }
 
-// enqueue waits for room and hands req to the writer, which then owns it.
-func (r *Recorder) enqueue(ctx context.Context, req *request, patience <-chan time.Time) error {
-	if !r.room.TryAcquire(req.bytes) {
-		waiting, cancel := context.WithTimeoutCause(ctx, r.patient,
-			fmt.Errorf("the disk made no room within %v", r.patient))
-		defer cancel()
-		if err := r.room.Acquire(waiting, req.bytes); err != nil {
-			return fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(waiting))
-		}
+func (r *Recorder) waitForRoom(ctx context.Context, bytes int64) error {
+	waiting, cancel := context.WithTimeoutCause(ctx, r.patient,
+		fmt.Errorf("the disk made no room within %v", r.patient))
+	defer cancel()
+	if err := r.requests.room.Acquire(waiting, bytes); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(waiting))
 	}
+	return nil
+}
+
+// enqueue hands req, which has room, to the writer, which then owns it.
+func (r *Recorder) enqueue(ctx context.Context, req *request, patience <-chan time.Time) error {
 	select {
 	case r.queue <- req:
 		return nil
@@ -298,7 +316,7 @@ func (r *Recorder) enqueue(ctx context.Context, req *request, patience <-chan ti
 	case <-ctx.Done():
 	case <-patience:
 	}
-	r.room.Release(req.bytes)
+	r.requests.room.Release(req.bytes)
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(ctx))
 	}

@@ -68,7 +68,8 @@ func (w *writer) createSynced(name string, content []byte) (file, error) {
 	return f, nil
 }
 
-// settle waits until everything written is on disk, or there is a fault.
+// settle waits until everything written is on disk, or there is a fault. The
+// baton stays where it is: nothing is written meanwhile.
 func (w *writer) settle() {
 	for {
 		for w.busy {

@@ -244,7 +244,7 @@ func TestVerifyWantsJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	req.payloads[0] = []byte(`{"time":}`)
-	if err := r.enqueue(t.Context(), req, nil); err != nil {
+	if err := errors.Join(r.waitForRoom(t.Context(), req.bytes), r.enqueue(t.Context(), req, nil)); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-req.done; err != nil {

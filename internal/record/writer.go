@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"chaperone.dev/chaperone/internal/access"
 )
 
@@ -19,22 +17,6 @@ const (
 	maxBatchBytes   = 1 << 20  // one write, unless one request alone is more
 	maxPendingBytes = 16 << 20 // written and not yet synced
 )
-
-// A request is the events of one Append on their way to the disk.
-type request struct {
-	payloads [][]byte
-	bytes    int64
-	level    access.Durability
-	seq      uint64     // of its last event, once written
-	done     chan error // takes exactly one answer without blocking
-	room     *semaphore.Weighted
-}
-
-// answer ends the request.
-func (q *request) answer(err error) {
-	q.room.Release(q.bytes)
-	q.done <- err
-}
 
 // An openSegment is the segment that is being written.
 type openSegment struct {
@@ -44,22 +26,15 @@ type openSegment struct {
 
 func (s openSegment) name() string { return segmentName(s.header.Segment) }
 
-// A pendingEvent is one that was written but may not be on disk yet. If the
-// disk fails it is written again into the next segment, when its Append had
-// returned.
-type pendingEvent struct {
-	payload []byte
-	seq     uint64
-	level   access.Durability
-}
-
-// A writer is the one goroutine (run) that gives events their numbers and
-// writes them, and a second (work) that waits for the disk, so that writing
-// goes on during an fsync and the next fsync serves all that was written
-// meanwhile. Everything but trouble and checkpoint belongs to run.
+// A writer gives events their numbers and writes them. Everything in it but
+// trouble and checkpoint belongs to whoever holds the baton. Append takes the
+// baton when nobody has it, and writes its events itself; otherwise they queue
+// for run, which also does what is due by the clock. work waits for the disk
+// without the baton, so that writing goes on during an fsync and the next fsync
+// serves all that was written meanwhile.
 //
-//	queue → take → write(2) → answer Written
-//	                        → waiting → fsync → answer Synced
+//	Append ──────► take → write(2) → answer Written
+//	   └► queue ► run ┘            → waiting → work: fsync → answer Synced
 type writer struct {
 	cfg     Config
 	disk    disk
@@ -69,18 +44,21 @@ type writer struct {
 	closing <-chan struct{}
 	rotates chan rotation
 	jobs    chan job
-	results chan job
+	results chan job      // to whoever holds the baton and waits in settle
+	baton   chan struct{} // holds a token while somebody has the baton
+	nudge   chan struct{} // run has to look at the clock again
 
 	segment      openSegment
-	written      position // after the last write
-	synced       position // after the last fsync
-	pending      []pendingEvent
+	written      position   // after the last write
+	synced       position   // after the last fsync
+	pending      []*request // written, not known to be on disk: if the disk fails, they are written again where their Append had returned
 	pendingBytes int64
 	waiting      []*request // written, Synced, oldest first
 	dirtySince   time.Time  // no later than the first write after the last fsync
 	busy         bool       // a job is under way
 	busySince    time.Time
-	headAt       position // what HEAD says
+	wakes        time.Time // when run looks at the clock by itself
+	headAt       position  // what HEAD says
 	headTime     time.Time
 	headDue      bool // do not wait for its time
 	fault        *fault
@@ -116,7 +94,8 @@ type rotated struct {
 func newWriter(cfg Config, d disk, p pace, m *metrics, queue <-chan *request, closing <-chan struct{}) *writer {
 	return &writer{
 		cfg: cfg, disk: d, pace: p, metrics: m, queue: queue, closing: closing,
-		rotates: make(chan rotation), jobs: make(chan job, 1), results: make(chan job, 1),
+		rotates: make(chan rotation), jobs: make(chan job, 1), results: make(chan job),
+		baton: make(chan struct{}, 1), nudge: make(chan struct{}, 1),
 	}
 }
 
@@ -156,13 +135,59 @@ func (w *writer) settled(at position) {
 	w.checkpoint.Store(&at)
 	n := 0
 	for n < len(w.pending) && w.pending[n].seq <= at.seq {
-		w.pendingBytes -= int64(len(w.pending[n].payload))
 		n++
+	}
+	w.forget(n)
+}
+
+// forget drops the oldest n pending requests.
+func (w *writer) forget(n int) {
+	for _, q := range w.pending[:n] {
+		w.pendingBytes -= q.bytes
+		q.recycle()
 	}
 	w.pending = slices.Delete(w.pending, 0, n)
 }
 
-// run serves the queue until closing is closed.
+// offer writes q at once, if nobody has the baton and nothing else has to be
+// done first, and reports whether it took q. An answer may still be to come.
+func (w *writer) offer(q *request) bool {
+	select {
+	case w.baton <- struct{}{}:
+	default:
+		return false
+	}
+	defer w.release()
+	if w.fault != nil || w.full() || w.written.offset >= w.cfg.SegmentBytes {
+		return false
+	}
+	w.take(q)
+	w.startJob()
+	return true
+}
+
+// release gives the baton back, and wakes run when something is due before it
+// would look.
+func (w *writer) release() {
+	if due := time.Now().Add(w.sleep()); due.Before(w.wakes) {
+		w.wakes = due
+		w.wake()
+	}
+	<-w.baton
+}
+
+// wake has run look again at the queue and the clock.
+func (w *writer) wake() {
+	select {
+	case w.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// full reports that nothing more is written until the fsync is through.
+func (w *writer) full() bool { return w.pendingBytes >= maxPendingBytes && w.fault == nil }
+
+// run serves the queue and the clock until closing is closed.
 func (w *writer) run() {
 	var worker sync.WaitGroup
 	worker.Go(w.work)
@@ -170,29 +195,43 @@ func (w *writer) run() {
 	defer close(w.jobs)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	w.baton <- struct{}{}
 	for {
 		w.startJob()
-		timer.Reset(w.wake())
 		queue := w.queue
-		if w.pendingBytes >= maxPendingBytes && w.fault == nil {
-			queue = nil // back-pressure until the fsync is through
+		if w.full() {
+			queue = nil
 		}
+		sleep := w.sleep()
+		w.wakes = time.Now().Add(sleep)
+		<-w.baton
+		timer.Reset(sleep)
+		var first *request
+		var rot rotation
+		closing := false
 		select {
-		case q := <-queue:
-			w.take(q)
-		case j := <-w.results:
-			w.finish(j)
+		case first = <-queue:
+		case <-w.nudge:
 		case <-timer.C:
-		case rot := <-w.rotates:
-			rot.done <- w.rotateIfOlder(rot.before)
+		case rot = <-w.rotates:
 		case <-w.closing:
-			w.ended = w.end()
+			closing = true
+		}
+		w.baton <- struct{}{}
+		switch {
+		case first != nil:
+			w.take(first)
+		case rot.done != nil:
+			rot.done <- w.rotateIfOlder(rot.before)
+		case closing:
+			w.ended = w.end() // the baton goes with it: nothing is written any more
 			return
 		}
 	}
 }
 
-// work does the jobs one by one.
+// work does the jobs one by one, and takes their outcome unless somebody who
+// has the baton waits for it.
 func (w *writer) work() {
 	for j := range w.jobs {
 		if j.head {
@@ -202,7 +241,17 @@ func (w *writer) work() {
 			j.err = j.segment.file.Sync()
 			w.metrics.fsync.Observe(time.Since(begun).Seconds())
 		}
-		w.results <- j
+		select {
+		case w.results <- j:
+		case w.baton <- struct{}{}:
+			full := w.full()
+			w.finish(j)
+			w.startJob()
+			if full {
+				w.wake() // it left the queue alone
+			}
+			w.release()
+		}
 	}
 }
 
@@ -236,8 +285,8 @@ func (w *writer) hasEvents() bool { return w.written.seq >= w.segment.header.Sta
 // headBehind reports whether HEAD could say more.
 func (w *writer) headBehind() bool { return w.headAt.hash != w.synced.hash }
 
-// wake is how long run may sleep when nothing happens.
-func (w *writer) wake() time.Duration {
+// sleep is how long run may sleep when nothing happens.
+func (w *writer) sleep() time.Duration {
 	switch {
 	case w.busy:
 		return time.Hour
@@ -300,7 +349,8 @@ func (w *writer) take(first *request) {
 	w.metrics.events.Add(float64(events))
 	w.metrics.bytes.Add(float64(len(w.buf)))
 	for _, q := range w.batch {
-		w.hold(q)
+		w.pendingBytes += q.bytes
+		w.pending = append(w.pending, q)
 		if q.level == access.Written {
 			q.answer(nil)
 		} else {
@@ -340,16 +390,6 @@ func (w *writer) compose() (next position, events int) {
 	}
 	next.offset += int64(len(w.buf))
 	return next, events
-}
-
-// hold keeps the events of a written request until they are on disk.
-func (w *writer) hold(q *request) {
-	seq := q.seq - uint64(len(q.payloads))
-	for _, payload := range q.payloads {
-		seq++
-		w.pending = append(w.pending, pendingEvent{payload: payload, seq: seq, level: q.level})
-		w.pendingBytes += int64(len(payload))
-	}
 }
 
 func writeAll(f file, b []byte) error {
