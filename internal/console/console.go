@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
@@ -101,7 +102,8 @@ type Config struct {
 	Recorder   Recorder
 	Status     func(context.Context) Status
 	Logger     *slog.Logger
-	Tracer     trace.Tracer // nil: no spans
+	Tracer     trace.Tracer     // nil: no spans
+	Clock      func() time.Time // nil: the real one
 }
 
 //go:embed openapi.json
@@ -112,7 +114,10 @@ func New(config Config) http.Handler {
 	if config.Tracer == nil {
 		config.Tracer = noop.NewTracerProvider().Tracer("")
 	}
-	s := &server{config}
+	if config.Clock == nil {
+		config.Clock = time.Now
+	}
+	s := &server{config, newPace(renewEvery, renewBurst, renewCallers, config.Clock)}
 	mux := http.NewServeMux()
 	for pattern, route := range s.routes() {
 		mux.Handle(pattern, s.guard(route))
@@ -124,7 +129,10 @@ func New(config Config) http.Handler {
 	return mux
 }
 
-type server struct{ Config }
+type server struct {
+	Config
+	renewals *pace
+}
 
 // A route is one operation and the roles that may use it; with none, whoever
 // has a token may.

@@ -241,11 +241,23 @@ func (s *server) act(r *http.Request, who access.Principal, what, on string, in 
 // sends.
 const clientHeader = "X-Chaperone-Client"
 
+// Renewals of one principal, for each of which the live sessions are listed:
+// renewBurst at once, then one every renewEvery.
+const (
+	renewEvery   = 500 * time.Millisecond
+	renewBurst   = 60
+	renewCallers = 10_000
+)
+
 // renew gives the caller's own sessions the token that it came with. That is
 // recorded before it holds; what the sessions do afterwards names the token.
 func (s *server) renew(w http.ResponseWriter, r *http.Request, who access.Principal) error {
 	if err := input(r, &struct{}{}); err != nil {
 		return err
+	}
+	if free, ok := s.renewals.take(who.Key()); !ok {
+		return &access.Denial{Reason: access.LimitExceeded, Limit: "renewals", Frees: free,
+			Message: "sessions are renewed too often", Hint: "renew once for each fresh token"}
 	}
 	client := r.Header.Get(clientHeader)
 	n, err := s.Sessions.Renewable(r.Context(), who, client)

@@ -1,8 +1,8 @@
 // Package ingress takes the connections that Envoy hands to a session service:
 // each begins with a PROXY protocol v2 header, by which Envoy vouches for the
 // client's address. It bounds those that have not authenticated, in all and from
-// one address, ends all of them when the service ends, and turns a panic into
-// the end of one connection. It refuses whatever has no such header.
+// one address, tells those beyond a bound so where the protocol can, ends all of
+// them when the service ends, and turns a panic into the end of one connection. It refuses whatever has no such header.
 package ingress
 
 import (
@@ -21,7 +21,7 @@ import (
 	"chaperone.dev/chaperone/internal/access"
 )
 
-// Config is what a Gate needs. All members are required.
+// Config is what a Gate needs. All members but TurnAway are required.
 type Config struct {
 	Name           string        // of the service, in logs and errors
 	HeaderTimeout  time.Duration // for Envoy's header
@@ -29,18 +29,29 @@ type Config struct {
 	MaxWaitingEach int           // those of them from one address; of an IPv6 address its /64
 	Log            *slog.Logger
 	Refused        func(reason string) // counts
+	// TurnAway tells a client that there is no place for it. It gets little time
+	// and is called for a few clients at once: the others, and all of them when it
+	// is nil, are closed without a word.
+	TurnAway func(ctx context.Context, conn *Conn)
 }
+
+// Bounds of telling clients that there is no place for them.
+const (
+	turningAway    = 16
+	turnAwayWithin = 2 * time.Second
+)
 
 // A Gate lets connections in. It is safe for concurrent use.
 type Gate struct {
 	Config
 	waiting chan struct{}
+	turning chan struct{}
 	sources *sources
 }
 
 // New makes a Gate.
 func New(c Config) *Gate {
-	return &Gate{Config: c, waiting: make(chan struct{}, c.MaxWaiting), sources: newSources(c.MaxWaitingEach)}
+	return &Gate{Config: c, waiting: make(chan struct{}, c.MaxWaiting), turning: make(chan struct{}, turningAway), sources: newSources(c.MaxWaitingEach)}
 }
 
 // TicketTLV is the type of the TLV (of the range for applications' own) in which
@@ -125,7 +136,12 @@ func (g *Gate) Serve(ctx context.Context, l net.Listener, handle func(context.Co
 		default:
 			g.Refused("crowded")
 			g.Log.Warn(g.Name+" connection closed: too many have not authenticated", "bound", g.MaxWaiting)
-			conn.Close()
+			select {
+			case g.turning <- struct{}{}:
+				serving.Go(func() { g.turnAway(ctx, conn) })
+			default:
+				conn.Close()
+			}
 		}
 	}
 }
@@ -136,12 +152,7 @@ func (g *Gate) accept(ctx context.Context, conn net.Conn, handle func(context.Co
 	leaveAll := sync.OnceFunc(func() { <-g.waiting })
 	defer leaveAll()
 	defer conn.Close()
-	defer func() {
-		if fault := recover(); fault != nil {
-			g.Refused("panic")
-			g.Log.Error(g.Name+" connection closed: panic", "fault", fault, "stack", string(debug.Stack()))
-		}
-	}()
+	defer g.guard()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	header, proxied, err := g.header(conn)
@@ -154,6 +165,13 @@ func (g *Gate) accept(ctx context.Context, conn net.Conn, handle func(context.Co
 	if !ok {
 		g.Refused("crowded-source")
 		g.Log.Warn(g.Name+" connection closed: too many from its address have not authenticated", "client", header.SourceAddr, "bound", g.MaxWaitingEach)
+		leaveAll() // whoever is turned away keeps nobody else out
+		select {
+		case g.turning <- struct{}{}:
+			defer func() { <-g.turning }()
+			g.tell(ctx, conn, &Conn{Conn: proxied, Source: header.SourceAddr, Header: header})
+		default:
+		}
 		return
 	}
 	defer leaveSource()
@@ -161,6 +179,40 @@ func (g *Gate) accept(ctx context.Context, conn net.Conn, handle func(context.Co
 		leaveSource()
 		leaveAll()
 	}})
+}
+
+// guard turns a panic into the end of one connection.
+func (g *Gate) guard() {
+	if fault := recover(); fault != nil {
+		g.Refused("panic")
+		g.Log.Error(g.Name+" connection closed: panic", "fault", fault, "stack", string(debug.Stack()))
+	}
+}
+
+// turnAway serves a connection for which there is no place. It owns conn and one
+// place in g.turning.
+func (g *Gate) turnAway(ctx context.Context, conn net.Conn) {
+	defer func() { <-g.turning }()
+	defer conn.Close()
+	defer g.guard()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	conn.SetDeadline(time.Now().Add(turnAwayWithin)) // for the header too
+	if header, proxied, err := g.header(conn); err == nil {
+		g.tell(ctx, conn, &Conn{Conn: proxied, Source: header.SourceAddr, Header: header})
+	}
+}
+
+// tell has the client told that there is no place, and sees to it that this
+// ends.
+func (g *Gate) tell(ctx context.Context, raw net.Conn, conn *Conn) {
+	if g.TurnAway == nil {
+		return
+	}
+	end := time.AfterFunc(turnAwayWithin, func() { raw.Close() }) // whatever deadlines TurnAway sets
+	defer end.Stop()
+	conn.Authenticated, conn.Keep = func() {}, func() bool { return false }
+	g.TurnAway(ctx, conn)
 }
 
 // header reads the header that Envoy puts before everything else. Without it

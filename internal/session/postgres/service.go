@@ -222,12 +222,18 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		return nil, fmt.Errorf("postgres service: %w", err)
 	}
 	all := logins{newSessionRoles(cfg.Replica, deps.Clock, deps.Log)}
-	return &Service{
+	s := &Service{
 		cfg: cfg, deps: deps, metrics: m, catalogs: newCatalogs(deps.Clock, all), logins: all, keys: newCancelKeys(cfg.MaxSessions),
 		live: make(chan struct{}, cfg.MaxSessions),
-		gate: ingress.New(ingress.Config{Name: "postgres", HeaderTimeout: cfg.StartupTimeout, MaxWaiting: cfg.MaxUnauthenticated,
-			MaxWaitingEach: cfg.MaxWaitingPerSource, Log: deps.Log, Refused: func(reason string) { m.refused.WithLabelValues(reason).Inc() }}),
-	}, nil
+	}
+	s.gate = ingress.New(ingress.Config{Name: "postgres", HeaderTimeout: cfg.StartupTimeout, MaxWaiting: cfg.MaxUnauthenticated,
+		MaxWaitingEach: cfg.MaxWaitingPerSource, Log: deps.Log, Refused: func(reason string) { m.refused.WithLabelValues(reason).Inc() },
+		TurnAway: func(ctx context.Context, conn *ingress.Conn) { s.connection(conn).turnAway(ctx) }})
+	return s, nil
+}
+
+func (s *Service) connection(conn *ingress.Conn) *connection {
+	return &connection{Service: s, conn: conn, source: conn.Source, unwatch: conn.Keep, authenticated: conn.Authenticated}
 }
 
 // Serve accepts connections from l, each of which must begin with a PROXY v2
@@ -236,7 +242,6 @@ func New(cfg Config, deps Deps) (*Service, error) {
 func (s *Service) Serve(ctx context.Context, l net.Listener) error {
 	defer s.catalogs.close()
 	return s.gate.Serve(ctx, l, func(ctx context.Context, conn *ingress.Conn) {
-		c := &connection{Service: s, conn: conn, source: conn.Source, unwatch: conn.Keep, authenticated: conn.Authenticated}
-		c.serve(ctx)
+		s.connection(conn).serve(ctx)
 	})
 }

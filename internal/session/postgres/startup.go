@@ -75,6 +75,21 @@ func (c *connection) serve(ctx context.Context) {
 	}
 }
 
+// turnAway tells a client for which there is no place, once TLS stands: before
+// it clients show nothing of an error. A cancel request is served as ever, for
+// it may be what makes room.
+func (c *connection) turnAway(ctx context.Context) {
+	start, err := c.negotiate(ctx)
+	if start == nil {
+		return
+	}
+	d := c.denial(start, access.LimitExceeded, "too many connections, of this address or in all, have not given a token yet")
+	d.Hint = "try again in a moment; open fewer connections at once"
+	r := &refusal{denial: d, state: sqlstateTooMany, recorded: true} // counted, not recorded: a flood must not fill the disk
+	c.deps.Log.Info("postgres connection turned away", "client", c.source.String(), "resource", resourceName(start), "error", err, "request", d.RequestID)
+	c.send(r.response("FATAL"))
+}
+
 // negotiate handles everything up to the StartupMessage. It returns nil and no
 // error when there is nothing more to do: a cancel request, or a client that
 // left.

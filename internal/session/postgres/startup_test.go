@@ -349,15 +349,13 @@ func TestUnauthenticatedAreBounded(t *testing.T) {
 		defer conn.Close()
 		idle = append(idle, conn)
 	}
-	eventually(t, "one too many is closed", func() bool {
+	eventually(t, "one too many is told", func() bool {
 		conn, err := g.dialSocket(g.source)
 		if err != nil {
-			return true
+			t.Fatal(err)
 		}
 		defer conn.Close()
-		conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-		_, err = conn.Read(make([]byte, 1))
-		return err != nil && !isTimeout(err)
+		return turnedAway(t, conn)
 	})
 	for _, conn := range idle {
 		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
@@ -368,6 +366,27 @@ func TestUnauthenticatedAreBounded(t *testing.T) {
 	g.wire(t)
 }
 
+// turnedAway sends a startup message and reports whether the answer is that
+// there is no place, told in full.
+func turnedAway(t *testing.T, conn net.Conn) bool {
+	t.Helper()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	startup := &pgproto3.StartupMessage{ProtocolVersion: pgproto3.ProtocolVersion30, Parameters: map[string]string{"user": "agent", "database": "orders"}}
+	w := &wire{t: t, conn: conn, Frontend: pgproto3.NewFrontend(conn, conn)}
+	w.send(startup)
+	e, ok := w.receive().(*pgproto3.ErrorResponse)
+	if !ok || e.Code != sqlstateTooMany {
+		return false
+	}
+	if e.Severity != "FATAL" || !containsAll(e.Detail, "reason limit-exceeded", "request req_") || e.Hint == "" {
+		t.Errorf("it is told %+v", e)
+	}
+	if _, err := w.Receive(); err == nil {
+		t.Error("the connection goes on")
+	}
+	return true
+}
+
 // Attack: one address takes all its places. Twins: another address, and the same
 // one when a place is free again; the authenticated need none.
 func TestUnauthenticatedAreBoundedBySource(t *testing.T) {
@@ -376,11 +395,6 @@ func TestUnauthenticatedAreBoundedBySource(t *testing.T) {
 	g := start(t, "18", func(_ *gateway, c *Config, d *Deps) { c.MaxWaitingPerSource, d.Metric = 2, registry })
 	for range 3 {
 		g.wire(t) // authenticated sessions stay open and count no more
-	}
-	closed := func(conn net.Conn) bool {
-		conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-		_, err := conn.Read(make([]byte, 1))
-		return !isTimeout(err)
 	}
 	dial := func(ip string) net.Conn {
 		conn, err := g.dialSocket(&net.TCPAddr{IP: net.ParseIP(ip), Port: 999})
@@ -401,17 +415,24 @@ func TestUnauthenticatedAreBoundedBySource(t *testing.T) {
 		}
 		first, second := dial(c.crowd), dial(c.crowd)
 		eventually(t, "both are counted", counted(2))
-		if !closed(dial(c.same)) {
+		if !turnedAway(t, dial(c.same)) {
 			t.Errorf("%s: one too many was let in", c.crowd)
 		}
-		if closed(first) || closed(second) || closed(dial(c.other)) {
-			t.Errorf("%s: another connection was closed", c.crowd)
+		if turnedAway(t, second) || turnedAway(t, dial(c.other)) {
+			t.Errorf("%s: another connection was turned away", c.crowd)
 		}
 		first.Close()
-		eventually(t, "a place is free again", counted(1))
-		if closed(dial(c.same)) {
+		eventually(t, "a place is free again", counted(0)) // the second is refused by now: it had no TLS
+		if turnedAway(t, dial(c.same)) {
 			t.Errorf("%s: the free place is not given", c.crowd)
 		}
+	}
+	for range 2 {
+		dial(g.source.IP.String())
+	}
+	eventually(t, "both are counted", func() bool { return g.gate.Waiting(g.source) == 2 })
+	if _, err := pgconn.Connect(t.Context(), g.dsn(goodToken)); err == nil || pgError(t, err).Code != sqlstateTooMany {
+		t.Errorf("with TLS: %v", err)
 	}
 	families, err := registry.Gather()
 	if err != nil || !strings.Contains(fmt.Sprint(families), "crowded-source") {
