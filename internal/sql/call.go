@@ -2,6 +2,7 @@ package sql
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
@@ -24,25 +25,32 @@ func (b *binder) call(f *pg.FuncCall, s *scope, env *cteEnv, clause string) line
 	arguments := clause
 	switch {
 	case f.GetAggDistinct():
-		arguments = decides(clause, "DISTINCT in an aggregate")
+		arguments = b.decides(clause, "DISTINCT in an aggregate")
 	case b.library.counting[bare]:
-		arguments = decides(clause, bare+"()")
-	case b.library.rows[bare]:
-		arguments = decides(clause, bare+"(), which returns rows")
+		arguments = b.decides(clause, bare+"()")
+	case b.library.rows[bare] || b.returnsRows(name, bare):
+		arguments = b.decides(clause, bare+"(), which returns rows")
 	}
 	from := b.exprs(f.GetArgs(), inner, env, arguments)
-	order := decides(clause, "ORDER BY in an aggregate")
+	order := b.decides(clause, "ORDER BY in an aggregate")
 	for _, n := range f.GetAggOrder() {
 		ordered := b.sortBy(n.GetSortBy(), inner, env, order)
 		if f.GetAggWithinGroup() {
 			from = b.union(from, ordered)
 		}
 	}
-	b.expr(f.GetAggFilter(), inner, env, decides(clause, "FILTER"))
+	b.expr(f.GetAggFilter(), inner, env, b.decides(clause, "FILTER"))
 	if f.GetOver() != nil {
 		b.window(f.GetOver(), s, env, clause)
 	}
 	return from
+}
+
+// returnsRows reports whether a function of the database's own that a name can
+// mean returns rows.
+func (b *binder) returnsRows(name, bare string) bool {
+	schema, _, _ := strings.Cut(name, ".")
+	return slices.ContainsFunc(b.cat.Routines(bare), func(r *catalog.Routine) bool { return r.Set && (r.Schema == schema || b.onPath(r.Schema)) })
 }
 
 // sortBy binds the expression of an ORDER BY item that names no output.
@@ -69,7 +77,7 @@ func (b *binder) sortOperator(o *pg.SortBy) {
 
 // window binds OVER (…) and the definitions in WINDOW.
 func (b *binder) window(w *pg.WindowDef, s *scope, env *cteEnv, clause string) {
-	part := decides(clause, "PARTITION BY or ORDER BY of a window")
+	part := b.decides(clause, "PARTITION BY or ORDER BY of a window")
 	b.exprs(w.GetPartitionClause(), s, env, part)
 	for _, n := range w.GetOrderClause() {
 		b.sortBy(n.GetSortBy(), s, env, part)

@@ -11,6 +11,7 @@ type change struct {
 	command    string
 	ref        *reference
 	written    map[string]bool
+	replaced   map[string]bool       // those of written that rows may have had before
 	values     map[string][]*pg.Node // what is written to a column, where that stands in the statement
 	everything bool                  // INSERT without a column list
 	where      bool                  // a WHERE that looks at a column
@@ -19,7 +20,7 @@ type change struct {
 
 // target binds the relation that a change writes to. WITH queries never hide it.
 func (b *binder) target(command string, v *pg.RangeVar) (*source, *change) {
-	c := &change{command: command, written: map[string]bool{}, values: map[string][]*pg.Node{}}
+	c := &change{command: command, written: map[string]bool{}, replaced: map[string]bool{}, values: map[string][]*pg.Node{}}
 	b.changes = append(b.changes, c)
 	r := b.relation(v)
 	if r == nil {
@@ -162,6 +163,7 @@ func (b *binder) assignments(list []*pg.Node, c *change, src *source, s *scope, 
 			continue
 		}
 		b.write(c, src, t.GetName(), t.GetLocation())
+		c.replaced[t.GetName()] = true
 		b.subscripts(t.GetIndirection(), s, env)
 		c.values[t.GetName()] = append(c.values[t.GetName()], assigned(t.GetVal()))
 		if multi := t.GetVal().GetMultiAssignRef(); multi != nil {

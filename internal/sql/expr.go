@@ -35,11 +35,11 @@ func (b *binder) expr(n *pg.Node, s *scope, env *cteEnv, clause string) lineage 
 	case *pg.Node_AExpr:
 		return b.operator(e.AExpr, s, env, clause)
 	case *pg.Node_BoolExpr:
-		return b.exprs(e.BoolExpr.GetArgs(), s, env, decides(clause, "a condition"))
+		return b.exprs(e.BoolExpr.GetArgs(), s, env, b.decides(clause, "a condition"))
 	case *pg.Node_NullTest:
-		return b.expr(e.NullTest.GetArg(), s, env, decides(clause, "IS NULL"))
+		return b.expr(e.NullTest.GetArg(), s, env, b.decides(clause, "IS NULL"))
 	case *pg.Node_BooleanTest:
-		return b.expr(e.BooleanTest.GetArg(), s, env, decides(clause, "a condition"))
+		return b.expr(e.BooleanTest.GetArg(), s, env, b.decides(clause, "a condition"))
 	case *pg.Node_TypeCast:
 		b.casts = true
 		b.typeName(e.TypeCast.GetTypeName())
@@ -49,7 +49,7 @@ func (b *binder) expr(n *pg.Node, s *scope, env *cteEnv, clause string) lineage 
 	case *pg.Node_CoalesceExpr:
 		return b.exprs(e.CoalesceExpr.GetArgs(), s, env, clause)
 	case *pg.Node_MinMaxExpr:
-		return b.exprs(e.MinMaxExpr.GetArgs(), s, env, decides(clause, "GREATEST or LEAST"))
+		return b.exprs(e.MinMaxExpr.GetArgs(), s, env, b.decides(clause, "GREATEST or LEAST"))
 	case *pg.Node_NamedArgExpr:
 		return b.expr(e.NamedArgExpr.GetArg(), s, env, clause)
 	case *pg.Node_AArrayExpr:
@@ -57,7 +57,7 @@ func (b *binder) expr(n *pg.Node, s *scope, env *cteEnv, clause string) lineage 
 	case *pg.Node_List:
 		return b.exprs(e.List.GetItems(), s, env, clause)
 	case *pg.Node_GroupingFunc:
-		return b.exprs(e.GroupingFunc.GetArgs(), s.aggregated(), env, decides(clause, "GROUPING"))
+		return b.exprs(e.GroupingFunc.GetArgs(), s.aggregated(), env, b.decides(clause, "GROUPING"))
 	case *pg.Node_RowExpr:
 		return b.exprs(e.RowExpr.GetArgs(), s, env, clause) // a.* in it is each column
 	case *pg.Node_AIndirection:
@@ -74,9 +74,10 @@ func (b *binder) expr(n *pg.Node, s *scope, env *cteEnv, clause string) lineage 
 }
 
 // decides is the clause of a part whose value decides on something by itself,
-// unless something around it does already.
-func decides(outer, own string) string {
-	if outer != "" {
+// unless something around it does already. What is around it and only computes,
+// such as a comparison, does not show what decides on rows within it.
+func (b *binder) decides(outer, own string) string {
+	if outer != "" && (!b.library.computes(outer) || b.library.computes(own)) {
 		return outer
 	}
 	return own
@@ -201,17 +202,17 @@ func (b *binder) operator(e *pg.A_Expr, s *scope, env *cteEnv, clause string) li
 	case pg.A_Expr_Kind_AEXPR_OP:
 		b.operatorNamed(names, e.GetLocation())
 		if comparison(names[len(names)-1]) {
-			clause = decides(clause, "a comparison")
+			clause = b.decides(clause, "a comparison")
 		}
 	case pg.A_Expr_Kind_AEXPR_BETWEEN, pg.A_Expr_Kind_AEXPR_NOT_BETWEEN,
 		pg.A_Expr_Kind_AEXPR_BETWEEN_SYM, pg.A_Expr_Kind_AEXPR_NOT_BETWEEN_SYM:
 		for _, op := range []string{"<", ">", "<=", ">="} { // its own name is no operator
 			b.operatorNamed([]string{op}, e.GetLocation())
 		}
-		clause = decides(clause, "a comparison")
+		clause = b.decides(clause, "a comparison")
 	default: // IN, LIKE, = ANY, IS DISTINCT FROM, NULLIF
 		b.operatorNamed(names, e.GetLocation())
-		clause = decides(clause, "a comparison")
+		clause = b.decides(clause, "a comparison")
 	}
 	return b.union(b.expr(e.GetLexpr(), s, env, clause), b.expr(e.GetRexpr(), s, env, clause))
 }
@@ -278,14 +279,14 @@ func (b *binder) caseExpr(e *pg.CaseExpr, s *scope, env *cteEnv, clause string) 
 	if e.GetArg() != nil {
 		b.operatorNamed([]string{"="}, e.GetLocation())
 	}
-	all := b.expr(e.GetArg(), s, env, decides(clause, "CASE"))
+	all := b.expr(e.GetArg(), s, env, b.decides(clause, "CASE"))
 	for _, n := range e.GetArgs() {
 		when := n.GetCaseWhen()
 		if when == nil {
 			b.unhandled(e.GetLocation(), "a CASE of this kind", "")
 			continue
 		}
-		all = b.union(all, b.expr(when.GetExpr(), s, env, decides(clause, "CASE WHEN")), b.expr(when.GetResult(), s, env, clause))
+		all = b.union(all, b.expr(when.GetExpr(), s, env, b.decides(clause, "CASE WHEN")), b.expr(when.GetResult(), s, env, clause))
 	}
 	return b.union(all, b.expr(e.GetDefresult(), s, env, clause))
 }
@@ -314,7 +315,7 @@ func (b *binder) subLink(e *pg.SubLink, s *scope, env *cteEnv, clause string) li
 			b.unhandled(e.GetLocation(), "an operator of this kind", "")
 		}
 		b.operatorNamed(op, e.GetLocation())
-		clause = decides(clause, "a comparison")
+		clause = b.decides(clause, "a comparison")
 		from := b.lineageOf(inner)
 		b.use(from, clause, e.GetLocation())
 		return b.union(from, b.expr(e.GetTestexpr(), s, env, clause))

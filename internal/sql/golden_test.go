@@ -81,6 +81,9 @@ var within = []servedForm{
 	{"", "the same with ROLLUP, CUBE, GROUPING SETS or the whole row", "select id, name from customers group by rollup (id)", "must appear in GROUP BY itself"},
 	{"", "views and materialized views", "select * from dirty", "rewritten"},
 	{"", "views whose rows a masked column decides on", "select id from chosen", "which is masked, in WHERE"},
+	{"", "a partition by its own name, where the partition key is masked", "select id from cards_4", "would tell of public.cards.card"},
+	{"", "`tableoid` and EXPLAIN, where the partition key is masked", "explain select id from cards", "would tell of public.cards.card"},
+	{"", "changes that reach rows with triggers by a cascading reference", "delete from tenants where id = 1", "whose trigger say"},
 	{"", "foreign tables", "select id from remote", "may hold masked values"},
 	{"", "a masked column in WHERE, ON, GROUP BY, ORDER BY, DISTINCT, a comparison and the like", "select id from customers where ssn = 'x'", "cannot be used in WHERE"},
 	{"", "statistics of the planner and other catalogs that hold values", "select most_common_vals from pg_stats", "may hold masked values"},
@@ -122,7 +125,7 @@ Every statement and form of PostgreSQL's grammar (17; servers 16 to 18), and wha
 masked columns becomes a subquery with masks, and everything else stays. *As it is*: nothing has to be changed. *Refused*: with the
 statement's name, the place, and what to write instead. Where no column is masked, what is served goes to the target as it
 came. Policy is asked first in any case. The examples are tested: in them, ` + "`ssn`" + ` and ` + "`card`" + ` of ` + "`customers`" + ` are masked,
-and ` + "`secret`" + ` of ` + "`events`" + `.
+` + "`secret`" + ` of ` + "`events`" + `, and ` + "`card`" + ` of ` + "`cards`" + `, which is partitioned by it.
 
 ## Statements
 
@@ -132,7 +135,7 @@ and ` + "`secret`" + ` of ` + "`events`" + `.
 func tryForms(t *testing.T, page *strings.Builder, head string, forms []servedForm) {
 	t.Helper()
 	a, cat := newTestAnalyzer(t), testCatalog(t)
-	o := access.Obligations{Masks: masksOf("public.customers.ssn", "public.customers.card", "public.events.secret")}
+	o := access.Obligations{Masks: masksOf("public.customers.ssn", "public.customers.card", "public.events.secret", "public.cards.card")}
 	page.WriteString(head + "\n|---|---|---|\n")
 	for _, form := range forms {
 		f, err := a.Mask(t.Context(), judge(t, a, cat, form.text), cat, o)

@@ -149,6 +149,11 @@ func testCatalog(t testing.TB, change ...func(*catalog.Contents)) *catalog.Snaps
 	untold.Definition, untold.Sources = " SELECT id\n   FROM public.customers;", []catalog.Source{{Relation: 1, Column: "id"}, {Relation: 1, Column: "ssn"}}
 	split := relation(30, "public", "split", "v", "id int4", "n int4")
 	split.Definition, split.Sources = " SELECT id,\n    generate_series(1, length(ssn::text)) AS n\n   FROM public.customers;", []catalog.Source{{Relation: 1, Column: "id"}, {Relation: 1, Column: "ssn"}}
+	cards, card4 := relation(31, "public", "cards", "p", "id int4", "card"), relation(32, "public", "cards_4", "r", "id int4", "card")
+	cards.PartitionedBy, card4.Parents = []string{"card"}, []uint32{31}
+	members := relation(34, "public", "members", "r", "id int4", "tenant int4")
+	members.Constraints = []catalog.Constraint{{Kind: "f", Columns: []string{"tenant"}, References: 33, Referenced: []string{"id"}, Cascades: true}}
+	members.Triggers = []catalog.Trigger{{Name: "say"}}
 	generated := pkey(relation(9, "public", "people", "r", "id int4", "ssn", "last4", "name"), "id")
 	generated.Columns[2].Generated, generated.Columns[2].From = true, []string{"ssn"}
 	ruled := relation(10, "public", "ruled", "r", "id int4")
@@ -163,7 +168,7 @@ func testCatalog(t testing.TB, change ...func(*catalog.Contents)) *catalog.Snaps
 		ServerVersion: 180004, Database: "shop", User: "app", SearchPath: []string{"pg_catalog", "public"},
 		Relations: []catalog.Relation{
 			customers, orders, relation(3, "public", "events", "p", "id int4", "secret"), part, clean, dirty, over, calls, chosen, computed, chosenTwice, untold, split, generated, ruled,
-			triggered, typed,
+			triggered, typed, cards, card4, relation(33, "public", "tenants", "r", "id int4"), members,
 			relation(13, "crm", "customers", "r", "id int4", "ssn"),
 			relation(14, "public", "remote", "f", "id int4"),
 			relation(15, "public", "seq", "S", "last_value", "log_cnt", "is_called bool"),

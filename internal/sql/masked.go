@@ -193,6 +193,9 @@ func (m *masking) checkReference(st *Statement, ref *reference) *Refusal {
 			return refusal
 		}
 	}
+	if refusal := m.checkPartition(st, ref); refusal != nil {
+		return refusal
+	}
 	if !m.hidden(r) || ref.target {
 		return nil
 	}
@@ -230,6 +233,18 @@ func (m *masking) checkView(text string, ref *reference, f viewFacts) *Refusal {
 		}
 		return maskedField(text, ref.location, "Read the tables behind it that have no masked columns.",
 			"%s reads %s, which may hold masked values", name, source)
+	}
+	for _, oid := range f.reads {
+		if column := m.partitionKey(m.cat.RelationByOID(oid)); column != "" {
+			return maskedField(text, ref.location, "Read the table that is partitioned.",
+				"%s reads a partition chosen by %s, which is masked: its rows would tell of the value", name, column)
+		}
+	}
+	for _, oid := range f.placed {
+		if column := m.splits(m.cat.RelationByOID(oid)); column != "" {
+			return maskedField(text, ref.location, "Read the table that is partitioned.",
+				"%s shows the partitions of rows, which %s chooses, and that is masked", name, column)
+		}
 	}
 	for _, u := range f.decided {
 		if column := m.first(u.columns); column != "" {
@@ -297,7 +312,7 @@ func (m *masking) checkChange(st *Statement, c *change) *Refusal {
 			}
 		}
 	}
-	return nil
+	return m.checkCascades(st, c)
 }
 
 // checkWritten looks at what is written to a hidden column that a rule lets be

@@ -21,6 +21,7 @@ type viewFacts struct {
 	// between them and this one. They mean something when unknown is empty.
 	shown   map[string]lineage
 	decided []use
+	placed  []uint32 // the tables whose tableoid it uses
 }
 
 type viewKey struct {
@@ -99,6 +100,9 @@ func (a *Analyzer) viewFacts(ctx context.Context, cat *catalog.Snapshot, v *cata
 		}
 		for _, ref := range b.references {
 			reads[ref.relation.OID] = true
+			if slices.Contains(ref.systems, "tableoid") {
+				facts.placed = append(facts.placed, ref.relation.OID)
+			}
 		}
 		facts.shown, facts.decided = shownBy(v, outputs), b.decided()
 	}
@@ -117,6 +121,7 @@ func (a *Analyzer) viewFacts(ctx context.Context, cat *catalog.Snapshot, v *cata
 			reads[oid] = true
 		}
 		facts.unknown = append(facts.unknown, f.unknown...)
+		facts.placed = append(facts.placed, f.placed...)
 	}
 	facts.through(inner)
 	slices.Sort(facts.unknown)

@@ -34,17 +34,20 @@ const (
 
 // A Relation is one row of pg_class.
 type Relation struct {
-	OID         uint32       `json:"oid"`
-	Schema      string       `json:"schema"`
-	Name        string       `json:"name"`
-	Kind        RelationKind `json:"kind"`
-	Columns     []Column     `json:"columns"`               // live ones, in attribute order
-	Parents     []uint32     `json:"parents,omitempty"`     // pg_inherits: tables whose reads include this one
-	Constraints []Constraint `json:"constraints,omitempty"` // keys, exclusions and references
-	Definition  string       `json:"definition,omitempty"`  // of a view or matview, every name qualified; "" when unknown
-	Sources     []Source     `json:"sources,omitempty"`     // what a view or matview depends on (pg_depend)
-	HasRules    bool         `json:"has_rules,omitempty"`   // rewrite rules besides a view's own
-	Triggers    []Trigger    `json:"triggers,omitempty"`    // not internal ones
+	OID     uint32       `json:"oid"`
+	Schema  string       `json:"schema"`
+	Name    string       `json:"name"`
+	Kind    RelationKind `json:"kind"`
+	Columns []Column     `json:"columns"`           // live ones, in attribute order
+	Parents []uint32     `json:"parents,omitempty"` // pg_inherits: tables whose reads include this one
+	// PartitionedBy are the columns that take part in the partition key, in
+	// expressions too.
+	PartitionedBy []string     `json:"partitioned_by,omitempty"`
+	Constraints   []Constraint `json:"constraints,omitempty"` // keys, exclusions and references
+	Definition    string       `json:"definition,omitempty"`  // of a view or matview, every name qualified; "" when unknown
+	Sources       []Source     `json:"sources,omitempty"`     // what a view or matview depends on (pg_depend)
+	HasRules      bool         `json:"has_rules,omitempty"`   // rewrite rules besides a view's own
+	Triggers      []Trigger    `json:"triggers,omitempty"`    // not internal ones
 	// Policies are the conditions of row security on reading, as SQL text in
 	// which every name outside pg_catalog is qualified.
 	Policies []string `json:"policies,omitempty"`
@@ -88,6 +91,8 @@ type Constraint struct {
 	Columns    []string `json:"columns"`              // every column that takes part, in expressions too
 	References uint32   `json:"references,omitempty"` // the other relation, for f
 	Referenced []string `json:"referenced,omitempty"` // its columns
+	// Cascades: changing or deleting what is referenced changes rows here.
+	Cascades bool `json:"cascades,omitempty"`
 }
 
 // A Trigger is a user's trigger.
@@ -116,6 +121,7 @@ type Routine struct {
 	// OwnTypes: every signature has an argument of a type outside pg_catalog,
 	// so that it is never chosen for built-in types alone.
 	OwnTypes bool `json:"own_types,omitempty"`
+	Set      bool `json:"set,omitempty"` // it returns rows
 }
 
 // An Operator did not come with the server either; the fields mean the same as a

@@ -81,7 +81,7 @@ func load(ctx context.Context, conn *pgx.Conn) (_ *Snapshot, err error) {
 		run  func() error
 	}{
 		{"relations", l.loadRelations}, {"columns", l.loadColumns}, {"generated columns", l.loadGenerated},
-		{"inheritance", l.loadInheritance}, {"constraints", l.loadConstraints}, {"indexes", l.loadIndexes},
+		{"inheritance", l.loadInheritance}, {"partition keys", l.loadPartitionKeys}, {"constraints", l.loadConstraints}, {"indexes", l.loadIndexes},
 		{"triggers", l.loadTriggers}, {"policies", l.loadPolicies}, {"folded expressions", l.loadFolded}, {"views", l.loadViews}, {"view sources", l.loadViewSources},
 		{"types", l.loadTypes}, {"routines", l.loadRoutines}, {"operators", l.loadOperators}, {"casts", l.loadCasts},
 	} {
@@ -187,7 +187,7 @@ func (l *loader) loadConstraints() error {
 	return l.each(sqlConstraints, maxObjects, func(rows pgx.Rows) error {
 		var oid uint32
 		var c Constraint
-		if err := rows.Scan(&oid, &c.Kind, &c.Columns, &c.References, &c.Referenced); err != nil {
+		if err := rows.Scan(&oid, &c.Kind, &c.Columns, &c.References, &c.Referenced, &c.Cascades); err != nil {
 			return err
 		}
 		if r := l.relation(oid); r != nil {
@@ -233,6 +233,10 @@ func (l *loader) loadPolicies() error {
 
 func (l *loader) loadFolded() error {
 	return l.loadTexts(sqlFolded, func(r *Relation, text string) { r.Folded = append(r.Folded, text) })
+}
+
+func (l *loader) loadPartitionKeys() error {
+	return l.loadTexts(sqlPartitionKeys, func(r *Relation, text string) { r.PartitionedBy = append(r.PartitionedBy, text) })
 }
 
 func (l *loader) loadTexts(query string, add func(*Relation, string)) error {
@@ -291,7 +295,7 @@ func (l *loader) loadTypes() error {
 func (l *loader) loadRoutines() error {
 	return l.each(sqlRoutines, maxObjects, func(rows pgx.Rows) error {
 		var r Routine
-		if err := rows.Scan(&r.Schema, &r.Name, &r.Arguments, &r.Extension, &r.OwnTypes); err != nil {
+		if err := rows.Scan(&r.Schema, &r.Name, &r.Arguments, &r.Extension, &r.OwnTypes, &r.Set); err != nil {
 			return err
 		}
 		l.contents.Routines = append(l.contents.Routines, r)

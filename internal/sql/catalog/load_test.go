@@ -29,7 +29,7 @@ CREATE TABLE customers (
   last4 text GENERATED ALWAYS AS (right(ssn, 4)) STORED, gone int, CHECK (name <> ssn), EXCLUDE USING btree (email WITH =));
 ALTER TABLE customers DROP COLUMN gone;
 CREATE UNIQUE INDEX ON customers (lower(name)) WHERE ssn IS NOT NULL;
-CREATE TABLE crm.orders (id int PRIMARY KEY, customer int REFERENCES customers, customer_ssn char(11) REFERENCES customers (ssn));
+CREATE TABLE crm.orders (id int PRIMARY KEY, customer int REFERENCES customers, customer_ssn char(11) REFERENCES customers (ssn) ON DELETE SET NULL);
 CREATE TABLE events (id int, at date) PARTITION BY RANGE (at);
 CREATE TABLE events_2025 PARTITION OF events FOR VALUES FROM ('2025-01-01') TO ('2026-01-01');
 CREATE VIEW names AS SELECT id, lower(name) AS name FROM customers;
@@ -44,6 +44,7 @@ CREATE FUNCTION public.int_of(text) RETURNS int LANGUAGE sql AS 'SELECT 1';
 CREATE CAST (text AS int) WITH FUNCTION public.int_of(text) AS ASSIGNMENT;
 CREATE TABLE ruled (id int); CREATE RULE r AS ON INSERT TO ruled DO INSTEAD NOTHING;
 CREATE FUNCTION pg_catalog.reverse(int, text[]) RETURNS text LANGUAGE sql AS 'SELECT $1::text';
+CREATE FUNCTION several(int) RETURNS SETOF int LANGUAGE sql AS 'SELECT $1';
 CREATE FUNCTION constant(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1';
 ALTER TABLE crm.orders ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own ON crm.orders USING (customer = constant(id));
@@ -154,6 +155,12 @@ func checkRelations(t *testing.T, s *catalog.Snapshot) {
 	if children := s.Children(events.OID); len(children) != 1 || s.RelationByOID(children[0]).Name != "events_2025" || events.Kind != catalog.PartitionedTable {
 		t.Errorf("children of events: %v", children)
 	}
+	if folded := s.Relation("public", "folded"); !slices.Equal(events.PartitionedBy, []string{"at"}) || !slices.Equal(folded.PartitionedBy, []string{"id"}) || customers.PartitionedBy != nil {
+		t.Errorf("partitioned by %v, %v, %v", events.PartitionedBy, folded.PartitionedBy, customers.PartitionedBy)
+	}
+	if f := s.Followers(customers.OID); !slices.Equal(f, []uint32{orders.OID}) {
+		t.Errorf("followers %v", f)
+	}
 	references := 0
 	for _, c := range orders.Constraints {
 		if c.Kind == "f" && c.References == customers.OID && slices.Equal(c.Columns, []string{"customer_ssn"}) && slices.Equal(c.Referenced, []string{"ssn"}) {
@@ -184,7 +191,7 @@ func checkUnnamed(t *testing.T, s *catalog.Snapshot) {
 	if f := s.Relation("public", "folded").Folded; !slices.Equal(f, []string{"(public.constant(1) > 0)", "(public.constant(2) > 0)", "public.constant(id)"}) {
 		t.Errorf("folded: %q", f)
 	}
-	if r := s.Routines("reverse"); len(r) != 1 || r[0].Schema != "pg_catalog" || r[0].Arguments != "integer, text[]" {
+	if r := s.Routines("reverse"); len(r) != 1 || r[0].Schema != "pg_catalog" || r[0].Arguments != "integer, text[]" || r[0].Set {
 		t.Errorf("what was put into pg_catalog: %+v", r)
 	}
 }
@@ -193,6 +200,9 @@ func checkObjects(t *testing.T, s *catalog.Snapshot) {
 	t.Helper()
 	if r := s.Routines("lower"); len(r) != 1 || r[0].Schema != "hidden" || r[0].OwnTypes {
 		t.Errorf("lower: %+v", r)
+	}
+	if r := s.Routines("several"); len(r) != 1 || !r[0].Set {
+		t.Errorf("several: %+v", r)
 	}
 	if r := s.Routines("f"); len(r) != 1 || !r[0].OwnTypes {
 		t.Errorf("f: %+v", r)

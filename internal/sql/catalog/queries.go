@@ -60,11 +60,21 @@ ORDER BY 1, a.attnum, f.attnum`
 
 const sqlInheritance = `SELECT inhrelid, inhparent FROM pg_inherits ORDER BY 1, 2`
 
+// Columns in expressions depend on the table, as the table does on them.
+const sqlPartitionKeys = `
+SELECT DISTINCT p.partrelid, a.attname::text
+FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum > 0
+WHERE a.attnum = ANY (p.partattrs::int2[]) OR EXISTS (
+  SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+    AND d.objid = p.partrelid AND d.refobjid = p.partrelid AND d.objsubid + d.refobjsubid = a.attnum)
+ORDER BY 1, 2`
+
 const sqlConstraints = `
 SELECT c.conrelid, c.contype::text,
        ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey) ORDER BY a.attnum),
        c.confrelid,
-       ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.confrelid AND a.attnum = ANY (c.confkey) ORDER BY a.attnum)
+       ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.confrelid AND a.attnum = ANY (c.confkey) ORDER BY a.attnum),
+       c.confdeltype IN ('c', 'n', 'd') OR c.confupdtype IN ('c', 'n', 'd')
 FROM pg_constraint c WHERE c.conrelid <> 0 AND c.contype IN ('p', 'u', 'x', 'c', 'f') ORDER BY c.conrelid, c.conname`
 
 const sqlIndexes = `
@@ -140,7 +150,7 @@ WHERE ` + ours + ` AND (c.oid IS NULL OR c.relkind = 'c') ORDER BY 1, 2`
 var sqlRoutines = `
 SELECT n.nspname::text, p.proname::text, oidvectortypes(p.proargtypes), ` + extension("pg_proc", "p.oid") + `,
        EXISTS (SELECT FROM unnest(p.proargtypes::oid[]) u JOIN pg_type t ON t.oid = u JOIN pg_namespace tn ON tn.oid = t.typnamespace
-               WHERE tn.nspname <> 'pg_catalog')
+               WHERE tn.nspname <> 'pg_catalog'), p.proretset
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE ` + later("p.oid") + ` ORDER BY 1, 2, p.oid`
 
 var sqlOperators = `

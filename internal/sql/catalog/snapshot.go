@@ -19,6 +19,7 @@ type Snapshot struct {
 	byName    map[name]*Relation
 	byOID     map[uint32]*Relation
 	children  map[uint32][]uint32
+	followers map[uint32][]uint32
 	types     map[name]*Type
 	bases     []*Type
 	routines  map[string][]*Routine
@@ -32,7 +33,7 @@ type name struct{ schema, name string }
 // column twice, a parent that is not there. The Snapshot owns c afterwards.
 func New(c Contents) (*Snapshot, error) {
 	s := &Snapshot{
-		contents: c, byName: map[name]*Relation{}, byOID: map[uint32]*Relation{}, children: map[uint32][]uint32{},
+		contents: c, byName: map[name]*Relation{}, byOID: map[uint32]*Relation{}, children: map[uint32][]uint32{}, followers: map[uint32][]uint32{},
 		types: map[name]*Type{}, routines: map[string][]*Routine{}, operators: map[string][]*Operator{},
 	}
 	for i := range s.contents.Relations {
@@ -81,6 +82,11 @@ func (s *Snapshot) addRelation(r *Relation) error {
 	for _, parent := range r.Parents {
 		s.children[parent] = append(s.children[parent], r.OID)
 	}
+	for _, k := range r.Constraints {
+		if k.Cascades {
+			s.followers[k.References] = append(s.followers[k.References], r.OID)
+		}
+	}
 	return nil
 }
 
@@ -119,6 +125,10 @@ func (s *Snapshot) Resolve(rel string) *Relation {
 
 // Children lists the relations that inherit directly from oid.
 func (s *Snapshot) Children(oid uint32) []uint32 { return s.children[oid] }
+
+// Followers lists the relations whose rows may change when what they reference
+// in oid is changed or deleted.
+func (s *Snapshot) Followers(oid uint32) []uint32 { return s.followers[oid] }
 
 // DefersTriggers reports whether any table has a trigger that may run when the
 // transaction commits.
