@@ -17,19 +17,24 @@ import (
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/directory"
+	"chaperone.dev/chaperone/internal/isolate"
 )
 
 func execCommand() *cobra.Command {
-	g, t, whole := &gateway{}, &tokenWish{}, false
+	g, t, whole, alone := &gateway{}, &tokenWish{}, false, &isolation{}
 	c := &cobra.Command{
 		Use:   "exec RESOURCE... -- COMMAND [ARGUMENT...]",
 		Short: "Run a command with all set that it needs to reach resources",
 		Long: `exec sets what chaperone env prints, with the token in files for you alone, which it keeps fresh while the
 command runs: PGPASSFILE for psql and drivers, CHAPERONE_TOKEN_FILE, and CHAPERONE_HEADER_FILE for curl. Each fresh token also
 goes to the PostgreSQL sessions that are open, so that they last longer than the first one.
-The exit status is the command's. Your own token is taken out of its environment.`,
+The exit status is the command's. Your own token is taken out of its environment.
+
+With --isolate the command reaches the gateway and nothing else: no network, no service of this machine, no socket of
+its file system. Files it reads and writes as you do. Where your user may make no namespaces, root may, with --user.`,
 		Example: `  chaperone exec orders -- psql -c "select count(*) from orders"
-  chaperone exec billing --read-only -- sh -c 'curl -H @"$CHAPERONE_HEADER_FILE" "$CHAPERONE_BILLING_URL"'`,
+  chaperone exec billing --read-only -- sh -c 'curl -H @"$CHAPERONE_HEADER_FILE" "$CHAPERONE_BILLING_URL"'
+  chaperone exec orders billing --isolate --read-only -- ./agent`,
 		ValidArgsFunction: g.completeResources,
 		Args: func(c *cobra.Command, args []string) error {
 			if at := c.ArgsLenAtDash(); at < 1 || at == len(args) {
@@ -39,6 +44,10 @@ The exit status is the command's. Your own token is taken out of its environment
 		},
 		RunE: func(c *cobra.Command, args []string) error {
 			at := c.ArgsLenAtDash()
+			owner, err := alone.as()
+			if err != nil {
+				return err
+			}
 			token, found, err := g.reach(c.Context(), t, args[:at], whole)
 			if err != nil {
 				return err
@@ -48,7 +57,12 @@ The exit status is the command's. Your own token is taken out of its environment
 				return err
 			}
 			defer os.RemoveAll(dir)
-			files := &tokenFiles{dir: dir, resources: found, gateway: g}
+			files := &tokenFiles{dir: dir, resources: found, gateway: g, owner: owner}
+			if owner != nil {
+				if err := os.Chown(dir, owner.UID, owner.GID); err != nil {
+					return err
+				}
+			}
 			if err := files.write(token); err != nil {
 				return err
 			}
@@ -56,11 +70,12 @@ The exit status is the command's. Your own token is taken out of its environment
 				token, _, err := g.reach(ctx, t, args[:at], whole)
 				return token, err
 			}
-			return g.runWith(c, args[at:], files.environment(g.variables(found)), files, renew, token)
+			return g.runWith(c, args[at:], alone, files, renew, token)
 		},
 	}
 	g.flags(c)
 	t.flags(c)
+	alone.flags(c)
 	c.Flags().BoolVar(&whole, "whole-token", false, "use your token as it is")
 	return c
 }
@@ -70,9 +85,19 @@ type tokenFiles struct {
 	dir       string
 	resources []directory.Resource
 	gateway   *gateway
+	owner     *isolate.User // of the folder, when it is not oneself
 }
 
 func (f *tokenFiles) path(name string) string { return filepath.Join(f.dir, name) }
+
+// secret replaces a file whole, for the owner alone. Who owns the folder may do
+// in it what they like: no name in it is trusted, only what was opened here.
+func (f *tokenFiles) secret(name, text string) error {
+	if f.owner == nil {
+		return writeSecret(f.path(name), text)
+	}
+	return writeSecretFor(f.path(name), text, func(file *os.File) error { return file.Chown(f.owner.UID, f.owner.GID) })
+}
 
 func (f *tokenFiles) write(token access.Secret) error {
 	escape := strings.NewReplacer(`\`, `\\`, ":", `\:`).Replace
@@ -82,9 +107,8 @@ func (f *tokenFiles) write(token access.Secret) error {
 			fmt.Fprintf(&pass, "%s:%d:%s:*:%s\n", escape(r.Host), r.Port, escape(r.Database), escape(token.Reveal()))
 		}
 	}
-	return errors.Join(writeSecret(f.path("token"), token.Reveal()+"\n"),
-		writeSecret(f.path("header"), "Authorization: Bearer "+token.Reveal()+"\n"), writeSecret(f.path("pgpass"), pass.String()),
-		f.writeKubeconfig())
+	return errors.Join(f.secret("token", token.Reveal()+"\n"), f.secret("header", "Authorization: Bearer "+token.Reveal()+"\n"),
+		f.secret("pgpass", pass.String()), f.writeKubeconfig())
 }
 
 // environment is the caller's own, without what holds or gets its own token.
@@ -112,7 +136,11 @@ func (f *tokenFiles) environment(set map[string]string) []string {
 const stopGrace = 10 * time.Second
 
 // runWith runs the command and keeps its files fresh.
-func (g *gateway) runWith(c *cobra.Command, command, env []string, files *tokenFiles, renew func(context.Context) (access.Secret, error), token access.Secret) error {
+func (g *gateway) runWith(c *cobra.Command, command []string, alone *isolation, files *tokenFiles, renew func(context.Context) (access.Secret, error), token access.Secret) error {
+	env := files.environment(g.variables(files.resources))
+	if alone.on {
+		env = unproxied(env)
+	}
 	cmd := exec.CommandContext(c.Context(), command[0], command[1:]...)
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, os.Stdin, c.OutOrStdout(), c.ErrOrStderr()
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
@@ -123,7 +151,7 @@ func (g *gateway) runWith(c *cobra.Command, command, env []string, files *tokenF
 		defer close(done)
 		g.keepFresh(ctx, c.ErrOrStderr(), files, renew, token)
 	}()
-	err := cmd.Run()
+	err := alone.run(ctx, cmd, g, files)
 	stop()
 	<-done
 	var exit *exec.ExitError

@@ -111,5 +111,5 @@ func (f *tokenFiles) writeKubeconfig() error {
 	if err != nil {
 		return err
 	}
-	return writeSecret(f.path("kubeconfig"), string(b))
+	return f.secret("kubeconfig", string(b))
 }

@@ -12,12 +12,16 @@ import (
 	"syscall"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/isolate"
 	"chaperone.dev/chaperone/internal/sql/parser"
 )
 
 func main() {
 	if len(os.Args) == 2 && os.Args[1] == parserWorker {
 		os.Exit(exitCode(os.Stderr, parser.Serve(os.Stdin, os.Stdout)))
+	}
+	if len(os.Args) > 1 && os.Args[1] == isolate.Stage {
+		os.Exit(exitCode(os.Stderr, isolate.Inside(os.Args[2:])))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)

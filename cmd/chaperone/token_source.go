@@ -179,11 +179,18 @@ func cachePath(key string) (string, error) {
 
 // writeSecret replaces a file whole, for this user alone.
 func writeSecret(path, text string) error {
+	return writeSecretFor(path, text, func(*os.File) error { return nil })
+}
+
+// writeSecretFor is writeSecret for a file that give hands to another user.
+func writeSecretFor(path, text string, give func(*os.File) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // 0600
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(text)
+	if err = give(f); err == nil {
+		_, err = f.WriteString(text)
+	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}
