@@ -58,12 +58,7 @@ its file system. Files it reads and writes as you do. Where your user may make n
 			}
 			defer os.RemoveAll(dir)
 			files := &tokenFiles{dir: dir, resources: found, gateway: g, owner: owner}
-			if owner != nil {
-				if err := os.Chown(dir, owner.UID, owner.GID); err != nil {
-					return err
-				}
-			}
-			if err := files.write(token); err != nil {
+			if err := errors.Join(files.handOver(), files.write(token)); err != nil {
 				return err
 			}
 			renew := func(ctx context.Context) (access.Secret, error) {
@@ -84,7 +79,7 @@ its file system. Files it reads and writes as you do. Where your user may make n
 type tokenFiles struct {
 	dir       string
 	resources []directory.Resource
-	gateway   *gateway
+	gateway   *gateway      // as the command is told of it
 	owner     *isolate.User // of the folder, when it is not oneself
 }
 
@@ -97,6 +92,24 @@ func (f *tokenFiles) secret(name, text string) error {
 		return writeSecret(f.path(name), text)
 	}
 	return writeSecretFor(f.path(name), text, func(file *os.File) error { return file.Chown(f.owner.UID, f.owner.GID) })
+}
+
+// handOver gives the folder to its owner, with certificates to trust that they
+// can read. This program reads its own: the owner could change these.
+func (f *tokenFiles) handOver() error {
+	if f.owner == nil {
+		return nil
+	}
+	if err := os.Chown(f.dir, f.owner.UID, f.owner.GID); err != nil || f.gateway.ca == "" {
+		return err
+	}
+	pem, err := os.ReadFile(f.gateway.ca)
+	if err != nil {
+		return err
+	}
+	shown := *f.gateway
+	shown.ca, f.gateway = f.path("ca.crt"), &shown
+	return f.secret("ca.crt", string(pem))
 }
 
 func (f *tokenFiles) write(token access.Secret) error {
@@ -137,7 +150,7 @@ const stopGrace = 10 * time.Second
 
 // runWith runs the command and keeps its files fresh.
 func (g *gateway) runWith(c *cobra.Command, command []string, alone *isolation, files *tokenFiles, renew func(context.Context) (access.Secret, error), token access.Secret) error {
-	env := files.environment(g.variables(files.resources))
+	env := files.environment(files.gateway.variables(files.resources))
 	if alone.on {
 		env = unproxied(env)
 	}
