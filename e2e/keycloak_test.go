@@ -43,14 +43,19 @@ func startKeycloak(dir string) (err error) {
 	keycloak.ready = make(chan error, 1)
 	go func() {
 		keycloak.ready <- keycloak.Start(context.Background(), filepath.Join(dir, "keycloak"), localserver.KeycloakConfig{
-			People:       []localserver.Person{{Email: demo.Ada, Groups: []string{"orders-agents"}}, {Email: demo.Alan, Groups: []string{"platform"}}, {Email: demo.Tom}},
-			SAMLAudience: samlAudience, SAMLRecipient: samlRecipient})
+			People: []localserver.Person{{Email: demo.Ada, Groups: []string{"orders-agents"}}, {Email: demo.Alan, Groups: []string{"platform"}}, {Email: demo.Tom},
+				{Email: demo.Sofia, Groups: []string{"security"}}},
+			SAMLAudience: samlAudience, SAMLRecipient: samlRecipient, Console: "https://localhost:*"})
 	}()
 	return nil
 }
 
 // withKeycloak makes the demo's configuration believe it, as docs/identity says.
 func withKeycloak(text string) string {
+	text = strings.Replace(text, "  logins:\n", `  logins:
+    - {issuer: keycloak, client: console, token: access}
+    - {issuer: keycloak-saml, label: keycloak by SAML}
+`, 1)
 	return strings.Replace(text, "  issuers:\n", fmt.Sprintf(`  issuers:
     - name: keycloak
       oidc: {issuer: %q, audiences: [chaperone], algorithms: [RS256]}

@@ -48,6 +48,7 @@ func TestMain(m *testing.M) {
 			fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
 			return 1
 		}
+		defer closeBrowser()
 		defer func() {
 			if shared.site != nil {
 				shared.site.Close()

@@ -77,7 +77,7 @@ type Sockets struct {
 	// Kubernetes is the session service that exec, attach and port-forward lead
 	// to: HTTP/1.1 that is handed over.
 	Kubernetes string
-	API        string // HTTP/1.1: /api/v1, /oauth, /.well-known; "" leaves the routes out
+	API        string // HTTP/1.1: /api/v1, /oauth, /console, /.well-known; "" leaves the routes out
 }
 
 // An HTTPResource is a target that clients reach below /http/<Name>/, or, when it

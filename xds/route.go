@@ -51,7 +51,8 @@ func routes(c Config) *routev3.RouteConfiguration {
 	}
 	if c.Sockets.API != "" {
 		rs = append(rs, api("api", &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: "/api/v1"}}),
-			api("oauth", &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: "/oauth"}}))
+			api("oauth", &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: "/oauth"}}),
+			api("console", &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: "/console"}}))
 		for _, document := range []string{"chaperone", "oauth-authorization-server"} {
 			rs = append(rs, api(document, &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: "/.well-known/" + document}}))
 		}
@@ -153,8 +154,8 @@ func connect() *routev3.Route {
 	}
 }
 
-// api leads to chaperone's own API, token service or documents, which check
-// tokens themselves.
+// api leads to chaperone's own API, token service, documents or web console,
+// which check tokens and cookies themselves.
 func api(name string, match *routev3.RouteMatch) *routev3.Route {
 	return &routev3.Route{
 		Name:  name,

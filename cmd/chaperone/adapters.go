@@ -33,6 +33,11 @@ func (a approvalsAPI) Answer(ctx context.Context, id string, who access.Principa
 	return got, approvalDenial(id, err)
 }
 
+// MayAnswer says whether it would be taken.
+func (a approvalsAPI) MayAnswer(ctx context.Context, id string, who access.Principal) error {
+	return approvalDenial(id, a.Service.MayAnswer(ctx, id, who))
+}
+
 // approvalDenial says what an error of the approval service means to a person.
 func approvalDenial(id string, err error) error {
 	var state *approval.StateError

@@ -19,6 +19,7 @@ import (
 	"chaperone.dev/chaperone/extauthz"
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/config"
+	"chaperone.dev/chaperone/internal/console/login"
 	"chaperone.dev/chaperone/internal/identity"
 	"chaperone.dev/chaperone/internal/issuer"
 	"chaperone.dev/chaperone/internal/lookup"
@@ -46,6 +47,7 @@ type revision struct {
 	impersonation map[string]*extauthz.Impersonation // of Kubernetes resources
 	tls           *tls.Config                        // of the session services
 	envoy         *xds.Snapshot
+	logins        []login.Way // of the web console
 	since         time.Time
 }
 
@@ -96,6 +98,7 @@ func (b *builder) build() (*revision, error) {
 			return nil, fmt.Errorf("resource %s: %w", res.Name, err)
 		}
 	}
+	r.logins = loginWays(cfg)
 	if r.envoy, err = xds.Build(envoyConfig(cfg, set)); err != nil {
 		return nil, err
 	}
@@ -289,6 +292,21 @@ func (c *current) Verify(ctx context.Context, token access.Secret) (access.Princ
 // Examine asks it about a token that is somebody else's.
 func (c *current) Examine(ctx context.Context, token access.Secret) (access.Principal, error) {
 	return c.verifier.Load().Examine(ctx, token)
+}
+
+// Stands asks it whether what a SAML provider asserted still holds.
+func (c *current) Stands(ctx context.Context, p access.Principal) error {
+	return c.verifier.Load().Stands(ctx, p)
+}
+
+// SAMLRequest has it send a browser to a SAML provider.
+func (c *current) SAMLRequest(ctx context.Context, provider, id, recipient string) (string, error) {
+	return c.verifier.Load().SAMLRequest(ctx, provider, id, recipient)
+}
+
+// VerifyLogin asks it about what came back.
+func (c *current) VerifyLogin(ctx context.Context, assertion access.Secret, provider, id, recipient string) (identity.Asserted, error) {
+	return c.verifier.Load().VerifyLogin(ctx, assertion, provider, id, recipient)
 }
 
 // VerifyAssertion asks it about a SAML assertion.

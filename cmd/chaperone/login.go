@@ -2,35 +2,29 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/authcode"
 )
 
 // loginWithin is how long a person has to log in.
 const loginWithin = 5 * time.Minute
 
-// A login is one authorization code flow with PKCE on the loopback (RFC 8252,
-// RFC 7636, OpenID Connect Core).
-type login struct {
+// A loginFlow is one authorization code flow on the loopback (RFC 8252).
+type loginFlow struct {
 	issuer, client, scope string
 	accessToken, noOpen   bool
 	http                  *http.Client
@@ -38,7 +32,7 @@ type login struct {
 }
 
 func loginCommand() *cobra.Command {
-	provider, l := &gateway{}, &login{}
+	provider, l := &gateway{}, &loginFlow{}
 	c := &cobra.Command{
 		Use:   "login",
 		Short: "Log in with a browser, as a person",
@@ -50,8 +44,8 @@ the gateway must have it in people.clients.`,
   chaperone approvals list`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if l.issuer == "" || l.client == "" {
-				return fmt.Errorf("%w: --issuer and --client are needed", errUsage)
+			if l.client == "" || !authcode.Secure(l.issuer) {
+				return fmt.Errorf("%w: --issuer, an https URL, and --client are needed", errUsage)
 			}
 			var err error
 			if l.http, err = provider.client(); err != nil {
@@ -78,87 +72,36 @@ the gateway must have it in people.clients.`,
 	return c
 }
 
-// An oidcProvider is what is used of a discovery document.
-type oidcProvider struct {
-	Issuer    string `json:"issuer"`
-	Authorize string `json:"authorization_endpoint"`
-	Token     string `json:"token_endpoint"`
-}
-
-func (l *login) run(ctx context.Context) (access.Secret, error) {
-	p, err := l.discover(ctx)
-	if err != nil {
-		return access.Secret{}, err
-	}
+func (l *loginFlow) run(ctx context.Context) (access.Secret, error) {
+	client := &authcode.Client{Issuer: l.issuer, ID: l.client, Scope: l.scope, HTTP: l.http}
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return access.Secret{}, err
 	}
-	redirect := "http://" + listener.Addr().String() + "/callback"
-	state, nonce, verifier := rand.Text(), rand.Text(), rand.Text()+rand.Text()
-	challenge := sha256.Sum256([]byte(verifier))
-	to, err := url.Parse(p.Authorize)
+	attempt := authcode.NewAttempt("http://" + listener.Addr().String() + "/callback")
+	to, err := client.Address(ctx, attempt)
 	if err != nil {
 		return access.Secret{}, errors.Join(err, listener.Close())
 	}
-	q := to.Query()
-	for name, value := range map[string]string{"response_type": "code", "client_id": l.client, "redirect_uri": redirect, "scope": l.scope, "state": state,
-		"nonce": nonce, "code_challenge": base64.RawURLEncoding.EncodeToString(challenge[:]), "code_challenge_method": "S256"} {
-		q.Set(name, value)
-	}
-	to.RawQuery = q.Encode()
 	fmt.Fprintf(l.say, "Log in at:\n\n    %s\n\n", to)
 	if !l.noOpen {
-		openBrowser(ctx, to.String())
+		openBrowser(ctx, to)
 	}
-	code, err := l.callback(ctx, listener, state)
+	code, err := l.callback(ctx, listener, attempt.State)
 	if err != nil {
 		return access.Secret{}, err
 	}
-	return l.redeem(ctx, p, url.Values{"grant_type": {"authorization_code"}, "code": {code}, "redirect_uri": {redirect},
-		"client_id": {l.client}, "code_verifier": {verifier}}, nonce)
-}
-
-// discover reads where the provider's pages are. They must be the issuer's own:
-// nothing else has a say in where a person types a password.
-func (l *login) discover(ctx context.Context) (p oidcProvider, err error) {
-	if !secure(l.issuer) {
-		return p, fmt.Errorf("%w: --issuer must be an https URL", errUsage)
+	// The gateway verifies the token.
+	tokens, err := client.Redeem(ctx, attempt, code)
+	if l.accessToken {
+		return tokens.Access, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(l.issuer, "/")+"/.well-known/openid-configuration", nil)
-	if err != nil {
-		return p, err
-	}
-	if err := l.ask(req, &p); err != nil {
-		return p, err
-	}
-	if p.Issuer != l.issuer || !secure(p.Authorize) || !secure(p.Token) {
-		return p, errors.New("the discovery document is that of another issuer, or names addresses without TLS")
-	}
-	return p, nil
-}
-
-// secure allows plain HTTP on the loopback only.
-func secure(address string) bool {
-	u, err := url.Parse(address)
-	return err == nil && u.Host != "" && (u.Scheme == "https" || u.Scheme == "http" && net.ParseIP(u.Hostname()).IsLoopback())
-}
-
-func (l *login) ask(req *http.Request, into any) error {
-	res, err := l.http.Do(req)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	if err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(into); err != nil || res.StatusCode != http.StatusOK {
-		return fmt.Errorf("the provider answers %s", res.Status)
-	}
-	return nil
+	return tokens.ID, err
 }
 
 // callback waits for the browser to come back with a code, and with the state
 // that only this login knows.
-func (l *login) callback(ctx context.Context, listener net.Listener, state string) (string, error) {
+func (l *loginFlow) callback(ctx context.Context, listener net.Listener, state string) (string, error) {
 	type answer struct {
 		code string
 		err  error
@@ -200,37 +143,6 @@ func (l *login) callback(ctx context.Context, listener net.Listener, state strin
 	case <-ctx.Done():
 		return "", errors.New("nobody logged in")
 	}
-}
-
-// redeem exchanges the code. The gateway verifies the token; here only the nonce
-// is looked at, which nobody else could.
-func (l *login) redeem(ctx context.Context, p oidcProvider, form url.Values, nonce string) (access.Secret, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.Token, strings.NewReader(form.Encode()))
-	if err != nil {
-		return access.Secret{}, err
-	}
-	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	var answer struct {
-		Access string `json:"access_token"`
-		ID     string `json:"id_token"`
-	}
-	if err := l.ask(req, &answer); err != nil {
-		return access.Secret{}, err
-	}
-	var claims struct{ Nonce string }
-	if parts := strings.Split(answer.ID, "."); len(parts) == 3 {
-		b, err := base64.RawURLEncoding.DecodeString(parts[1])
-		if err != nil || json.Unmarshal(b, &claims) != nil {
-			claims.Nonce = ""
-		}
-	}
-	if claims.Nonce != nonce {
-		return access.Secret{}, errors.New("the ID token is not of this login")
-	}
-	if l.accessToken {
-		return access.NewSecret(answer.Access), nil
-	}
-	return access.NewSecret(answer.ID), nil
 }
 
 // openBrowser is only a convenience: the address has been printed.

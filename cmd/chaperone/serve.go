@@ -19,14 +19,12 @@ import (
 	"github.com/spf13/cobra"
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"go.opentelemetry.io/otel/propagation"
-	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	"chaperone.dev/chaperone/envoy"
 	"chaperone.dev/chaperone/internal/approval"
 	"chaperone.dev/chaperone/internal/config"
-	"chaperone.dev/chaperone/internal/console"
 	"chaperone.dev/chaperone/internal/issuer"
 	"chaperone.dev/chaperone/internal/policy"
 	"chaperone.dev/chaperone/internal/quota"
@@ -74,6 +72,7 @@ type server struct {
 	handler   http.Handler // of the metrics
 	recorder  *record.Recorder
 	store     store.Store
+	sealing   [32]byte // key of what browsers keep for the console
 	approvals *approval.Service
 	sessions  *session.Registry
 	calls     *session.HTTPSessions
@@ -143,6 +142,7 @@ func (s *server) state(ctx context.Context, cfg *config.Config) (err error) {
 	if err != nil {
 		return err
 	}
+	s.sealing = key.Derived("console login")
 	if cfg.Store.Redis != nil {
 		redis, err := store.OpenRedis(ctx, store.RedisConfig{URL: cfg.Store.Redis.URL.Secret(), Key: key})
 		if err != nil {
@@ -319,18 +319,4 @@ func serveGRPC(ctx context.Context, server *grpc.Server, l net.Listener) error {
 		return err
 	}
 	return nil
-}
-
-// api is the console's API over what this server owns.
-func (s *server) api(tracer trace.Tracer) http.Handler {
-	cfg := func() *config.Config { return s.current.revision.Load().config }
-	return console.New(console.Config{
-		Clients: func() []string { return cfg().People.Clients },
-		Roles: func() map[console.Role][]string {
-			p := cfg().People
-			return map[console.Role][]string{console.Reviewer: p.Reviewer, console.Operator: p.Operator, console.Auditor: p.Auditor, console.Viewer: p.Viewer}
-		},
-		Verifier: &s.current, Approvals: approvalsAPI{s.approvals}, Sessions: s.sessions, Recordings: recordings{s.recorder.Reader()},
-		Recorder: s.recorder, Status: s.status, Logger: s.log, Tracer: tracer,
-	})
 }

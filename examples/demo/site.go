@@ -108,6 +108,9 @@ func Start(ctx context.Context, o Options) (site *Site, err error) {
 	if err := s.folder(); err != nil {
 		return nil, err
 	}
+	if err := s.ports(); err != nil {
+		return nil, err
+	}
 	s.DBPassword, s.APIKey = rand.Text(), "bk_live_"+rand.Text()
 	for _, step := range []struct {
 		name string
@@ -162,8 +165,20 @@ func (s *Site) path(parts ...string) string {
 	return filepath.Join(append([]string{s.Dir}, parts...)...)
 }
 
+// ports chooses those that are not given.
+func (s *Site) ports() (err error) {
+	for _, port := range []struct{ want, got *int }{{&s.options.HTTPS, &s.HTTPSPort}, {&s.options.Postgres, &s.PGPort}, {&s.options.SSH, &s.SSHPort}, {new(int), &s.MetricsPort}} {
+		if *port.got = *port.want; *port.got == 0 {
+			if *port.got, err = localserver.FreePort(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 func (s *Site) providers(ctx context.Context) (err error) {
-	if s.Dex, err = localserver.StartDex(ctx, s.path("dex"), localserver.DexConfig{People: people}); err != nil {
+	if s.Dex, err = localserver.StartDex(ctx, s.path("dex"), localserver.DexConfig{People: people, Console: s.URL() + "/console/login/dex/callback"}); err != nil {
 		return err
 	}
 	s.Short, err = localserver.StartDex(ctx, s.path("short"), localserver.DexConfig{People: people, Lifetime: s.options.ShortLifetime})
@@ -208,14 +223,7 @@ func (s *Site) host(ctx context.Context) error {
 
 // configure writes configuration, policies and secrets.
 func (s *Site) configure(context.Context) (err error) {
-	for _, port := range []struct{ want, got *int }{{&s.options.HTTPS, &s.HTTPSPort}, {&s.options.Postgres, &s.PGPort}, {&s.options.SSH, &s.SSHPort}, {new(int), &s.MetricsPort}} {
-		if *port.got = *port.want; *port.got == 0 {
-			if *port.got, err = localserver.FreePort(); err != nil {
-				return err
-			}
-		}
-	}
-	for name, secret := range map[string]string{"orders": s.DBPassword, "billing": s.APIKey, "hook": s.Hook.secret} {
+	for name, secret := range map[string]string{"orders": s.DBPassword, "billing": s.APIKey, "hook": s.Hook.secret, "console": localserver.DexSecret} {
 		if err := write(s.path("secrets", name), secret, 0o600); err != nil {
 			return err
 		}

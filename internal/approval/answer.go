@@ -19,16 +19,8 @@ const maxComment = 2000
 // not how they signed in.
 func (s *Service) Answer(ctx context.Context, id string, reviewer access.Principal, grant bool, comment string) (access.Approval, error) {
 	e, err := s.change(ctx, id, func(e *entry) (*step, error) {
-		if e.state() != access.Pending {
-			return nil, &StateError{id, e.state()}
-		}
-		if err := s.mayReview(e, reviewer); err != nil {
+		if err := s.mayAnswer(e, reviewer); err != nil {
 			return nil, err
-		}
-		for _, earlier := range e.Approval.Answers {
-			if samePerson(reviewer, earlier.Reviewer) {
-				return nil, ErrAnswered
-			}
 		}
 		answer := access.Answer{Reviewer: reviewer, Grant: grant, Comment: plain(comment), Time: s.config.Clock().UTC()}
 		return s.answered(e, &answer), nil
@@ -37,6 +29,31 @@ func (s *Service) Answer(ctx context.Context, id string, reviewer access.Princip
 		return access.Approval{}, fmt.Errorf("answer: %w", err)
 	}
 	return e.Approval, nil
+}
+
+// MayAnswer returns nil when Answer would take the reviewer's word now, else the
+// error that it would return.
+func (s *Service) MayAnswer(ctx context.Context, id string, reviewer access.Principal) error {
+	e, err := s.current(ctx, id)
+	if err != nil {
+		return fmt.Errorf("approval %s: %w", id, err)
+	}
+	return s.mayAnswer(e, reviewer)
+}
+
+func (s *Service) mayAnswer(e *entry, reviewer access.Principal) error {
+	if e.state() != access.Pending {
+		return &StateError{e.Approval.ID, e.state()}
+	}
+	if err := s.mayReview(e, reviewer); err != nil {
+		return err
+	}
+	for _, earlier := range e.Approval.Answers {
+		if samePerson(reviewer, earlier.Reviewer) {
+			return ErrAnswered
+		}
+	}
+	return nil
 }
 
 func (s *Service) answered(e *entry, answer *access.Answer) *step {

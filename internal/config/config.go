@@ -233,17 +233,6 @@ type SSH struct {
 	Environment []string `yaml:"environment" doc:"variables beside LANG, LC_* and GIT_PROTOCOL that clients may set, as far as the host takes them"`
 }
 
-// People maps groups to roles on the gateway itself. A role needs a token that
-// a person got for themselves, through one of Clients: a subagent's token
-// carries its user's groups, and must not carry the user's power to review.
-type People struct {
-	Clients  []string `yaml:"clients" doc:"values of the subagent claim (azp) that stand for people at a keyboard"`
-	Reviewer []string `yaml:"reviewer" doc:"may answer approvals (a rule's own groups decide which)"`
-	Operator []string `yaml:"operator" doc:"may end sessions and see revisions"`
-	Auditor  []string `yaml:"auditor" doc:"may read recordings"`
-	Viewer   []string `yaml:"viewer" doc:"may list sessions and approvals"`
-}
-
 // Approvals bounds waiting and names listeners.
 type Approvals struct {
 	Wait     time.Duration `yaml:"wait" doc:"how long a held client waits; default 5m"`

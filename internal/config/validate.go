@@ -46,6 +46,7 @@ func (v *validation) all() {
 		v.fault("policies", "is needed: the folder of policy files")
 	}
 	v.people(&c.People)
+	v.logins(&c.People)
 	v.approvals(&c.Approvals)
 	v.store(&c.Store)
 	v.tokens(c.Tokens)
@@ -305,20 +306,6 @@ func (v *validation) http(path string, r *Resource) {
 	}
 	if slices.Contains([]string{"host", "connection", "content-length", "transfer-encoding", "te", "upgrade"}, strings.ToLower(cred.Header)) {
 		v.fault(path+".credential.header", "cannot carry a credential")
-	}
-}
-
-func (v *validation) people(p *People) {
-	if slices.Contains(p.Clients, "") {
-		v.fault("people.clients", "a client name is empty")
-	}
-	for role, groups := range map[string][]string{"reviewer": p.Reviewer, "operator": p.Operator, "auditor": p.Auditor, "viewer": p.Viewer} {
-		if slices.Contains(groups, "") {
-			v.fault("people."+role, "a group name is empty")
-		}
-		if len(groups) > 0 && len(p.Clients) == 0 {
-			v.fault("people.clients", "is needed with %s: the clients through which people log in", role)
-		}
 	}
 }
 

@@ -1,7 +1,9 @@
-// Package console is the API through which people see and steer the gateway:
-// /api/v1, always behind Envoy, always with a person's own token. It owns the
-// roles of people and refuses whatever a role does not name. It decides nothing
-// about targets and holds no state.
+// Package console is how people see and steer the gateway, always behind Envoy:
+// the API /api/v1, with a person's own token, and the web console /console, with
+// a browser that they logged in with. Both do the same operations; it owns the
+// roles that may, in one table, and refuses whatever a role does not name. It
+// decides nothing about targets and holds no state: package login keeps the
+// browsers' sessions.
 package console
 
 import (
@@ -20,6 +22,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/console/login"
 	"chaperone.dev/chaperone/internal/session"
 )
 
@@ -36,6 +39,8 @@ type Approvals interface {
 	Get(ctx context.Context, id string) (access.Approval, error)
 	List(ctx context.Context) ([]access.Approval, error)
 	Answer(ctx context.Context, id string, reviewer access.Principal, grant bool, comment string) (access.Approval, error)
+	// MayAnswer returns nil when Answer would be taken now, else why not.
+	MayAnswer(ctx context.Context, id string, reviewer access.Principal) error
 }
 
 // Sessions is what the API needs of the session registry.
@@ -104,6 +109,9 @@ type Config struct {
 	Logger     *slog.Logger
 	Tracer     trace.Tracer     // nil: no spans
 	Clock      func() time.Time // nil: the real one
+	// Login is how browsers log in, but for Admit, which is the console's; nil:
+	// there is the API only.
+	Login *login.Config
 }
 
 //go:embed openapi.json
@@ -117,8 +125,9 @@ func New(config Config) http.Handler {
 	if config.Clock == nil {
 		config.Clock = time.Now
 	}
-	s := &server{config, newPace(renewEvery, renewBurst, renewCallers, config.Clock)}
+	s := &server{Config: config, renewals: newPace(renewEvery, renewBurst, renewCallers, config.Clock)}
 	mux := http.NewServeMux()
+	s.web(mux)
 	for pattern, route := range s.routes() {
 		mux.Handle(pattern, s.guard(route))
 	}
@@ -132,6 +141,8 @@ func New(config Config) http.Handler {
 type server struct {
 	Config
 	renewals *pace
+	login    *login.Service // nil: the API only
+	polls    polls
 }
 
 // A route is one operation and the roles that may use it; with none, whoever
@@ -199,10 +210,16 @@ func (s *server) authenticate(r *http.Request, roles []Role) (access.Principal, 
 	if err != nil {
 		return access.Principal{}, errors.Join(errUnauthenticated, err)
 	}
+	return who, s.allowed(who, roles)
+}
+
+// allowed is where it is decided who may do what, in the API and in the web
+// console alike.
+func (s *server) allowed(who access.Principal, roles []Role) error {
 	if roles != nil && !s.has(who, roles) {
-		return who, errForbidden(roles)
+		return errForbidden(roles)
 	}
-	return who, nil
+	return nil
 }
 
 // has reports whether who has any of the roles. A token that was got through a

@@ -53,6 +53,8 @@ func (a approvals) Answer(_ context.Context, id string, _ access.Principal, gran
 	return access.Approval{ID: id, State: access.Granted}, a.fail
 }
 
+func (a approvals) MayAnswer(context.Context, string, access.Principal) error { return a.fail }
+
 func (d *desk) List(context.Context) ([]access.Session, error) {
 	return []access.Session{{ID: "ses_live"}}, nil
 }

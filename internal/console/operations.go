@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"iter"
 	"net/http"
 	"slices"
 	"time"
@@ -37,11 +38,19 @@ type ApprovalSummary struct {
 }
 
 func (s *server) listApprovals(w http.ResponseWriter, r *http.Request, _ access.Principal) error {
-	all, err := s.Approvals.List(r.Context())
+	list, err := s.approvals(r.Context(), access.ApprovalState(r.URL.Query().Get("state")))
 	if err != nil {
 		return err
 	}
-	state := access.ApprovalState(r.URL.Query().Get("state"))
+	return reply(w, list)
+}
+
+// approvals lists those in a state; "" is all of them.
+func (s *server) approvals(ctx context.Context, state access.ApprovalState) ([]ApprovalSummary, error) {
+	all, err := s.Approvals.List(ctx)
+	if err != nil {
+		return nil, err
+	}
 	list := []ApprovalSummary{}
 	for _, a := range all {
 		if state != "" && a.State != state {
@@ -51,7 +60,7 @@ func (s *server) listApprovals(w http.ResponseWriter, r *http.Request, _ access.
 		list = append(list, ApprovalSummary{ID: a.ID, State: a.State, User: p.User, Subagent: p.Subagent, Workflow: p.Workflow,
 			Resource: a.Ask.Request.Resource.Name, What: what(a.Ask.Request.Action), Rule: a.Ask.Decision.Rule(), Opened: a.Opened, Expires: a.Expires})
 	}
-	return reply(w, list)
+	return list, nil
 }
 
 // what names an action in a few words, without its values.
@@ -94,17 +103,22 @@ func (s *server) answer(grant bool) func(http.ResponseWriter, *http.Request, acc
 		if err := input(r, &in); err != nil {
 			return err
 		}
-		ctx, end, err := s.linked(r, r.PathValue("id"), who)
-		if err != nil {
-			return err
-		}
-		defer end()
-		a, err := s.Approvals.Answer(ctx, r.PathValue("id"), who, grant, in.Comment)
+		a, err := s.take(r, r.PathValue("id"), who, grant, in.Comment)
 		if err != nil {
 			return err
 		}
 		return reply(w, a)
 	}
+}
+
+// take takes a reviewer's word.
+func (s *server) take(r *http.Request, id string, who access.Principal, grant bool, comment string) (access.Approval, error) {
+	ctx, end, err := s.linked(r, id, who)
+	if err != nil {
+		return access.Approval{}, err
+	}
+	defer end()
+	return s.Approvals.Answer(ctx, id, who, grant, comment)
 }
 
 // linked starts the span of an answer: below Envoy's own, and linked to the
@@ -137,16 +151,24 @@ func input(r *http.Request, v any) error {
 	return nil
 }
 
-// listSessions shows recorded sessions and, first, those that live elsewhere or
-// have not been recorded yet.
 func (s *server) listSessions(w http.ResponseWriter, r *http.Request, _ access.Principal) error {
-	live, err := s.Sessions.List(r.Context())
+	list, err := s.sessions(r.Context(), r.URL.Query().Get("live") == "true")
 	if err != nil {
 		return err
 	}
-	recorded, err := s.Recordings.Sessions(r.Context())
+	return reply(w, list)
+}
+
+// sessions lists recorded sessions and those that live elsewhere or have not
+// been recorded yet, the oldest first.
+func (s *server) sessions(ctx context.Context, onlyLive bool) ([]SessionSummary, error) {
+	live, err := s.Sessions.List(ctx)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	recorded, err := s.Recordings.Sessions(ctx)
+	if err != nil {
+		return nil, err
 	}
 	list := []SessionSummary{}
 	for _, sum := range recorded {
@@ -161,21 +183,22 @@ func (s *server) listSessions(w http.ResponseWriter, r *http.Request, _ access.P
 		list = append(list, SessionSummary{Session: l, Live: true})
 	}
 	slices.SortStableFunc(list, func(a, b SessionSummary) int { return a.Opened.Compare(b.Opened) })
-	if r.URL.Query().Get("live") == "true" {
+	if onlyLive {
 		list = slices.DeleteFunc(list, func(sum SessionSummary) bool { return !sum.Live })
 	}
-	return reply(w, list)
+	return list, nil
 }
 
 // events streams one session's recording as NDJSON. Reading one is itself
 // recorded, before the first byte.
 func (s *server) events(w http.ResponseWriter, r *http.Request, who access.Principal) error {
 	id := r.PathValue("id")
-	if err := s.act(r, who, "session.read", id, nil); err != nil {
+	events, err := s.read(r.Context(), who, id)
+	if err != nil {
 		return err
 	}
 	started := false
-	for ev, err := range s.Recordings.Events(r.Context(), id) {
+	for ev, err := range events {
 		if err != nil && !started {
 			return err
 		}
@@ -197,9 +220,21 @@ func (s *server) events(w http.ResponseWriter, r *http.Request, who access.Princ
 		}
 	}
 	if !started {
-		return &access.Denial{Reason: access.UnknownResource, Message: "there is no recording of session " + id, Hint: "chaperone sessions list"}
+		return noRecording(id)
 	}
 	return nil
+}
+
+// read gives the events of a session to somebody, which is written down first.
+func (s *server) read(ctx context.Context, who access.Principal, id string) (iter.Seq2[access.Event, error], error) {
+	if err := s.act(ctx, who, "session.read", id, nil); err != nil {
+		return nil, err
+	}
+	return s.Recordings.Events(ctx, id), nil
+}
+
+func noRecording(id string) error {
+	return &access.Denial{Reason: access.UnknownResource, Message: "there is no recording of session " + id, Hint: "chaperone sessions list"}
 }
 
 func (s *server) kill(w http.ResponseWriter, r *http.Request, who access.Principal) error {
@@ -210,21 +245,33 @@ func (s *server) kill(w http.ResponseWriter, r *http.Request, who access.Princip
 	if err := input(r, &in); err != nil {
 		return err
 	}
-	if in.Selector == (Selector{}) {
-		return &access.Denial{Reason: access.Unreadable, Message: "a kill must say which sessions", Hint: `for example {"session": "ses_…"}, or {"all": true}`}
-	}
-	record, err := json.Marshal(in)
-	if err != nil {
-		return err
-	}
-	if err := s.act(r, who, "session.kill", in.Session, record); err != nil {
-		return err
-	}
-	n, err := s.Sessions.Kill(r.Context(), in.Selector, in.Cause, who)
+	n, err := s.end(r.Context(), who, in.Selector, in.Cause)
 	if err != nil {
 		return err
 	}
 	return reply(w, map[string]int{"ended": n})
+}
+
+// end ends sessions; with all of them, those of the console too.
+func (s *server) end(ctx context.Context, who access.Principal, which Selector, cause string) (int, error) {
+	if which == (Selector{}) {
+		return 0, &access.Denial{Reason: access.Unreadable, Message: "a kill must say which sessions", Hint: `for example {"session": "ses_…"}, or {"all": true}`}
+	}
+	record, err := json.Marshal(struct {
+		Selector
+		Cause string `json:"cause"`
+	}{which, cause})
+	if err != nil {
+		return 0, err
+	}
+	if err := s.act(ctx, who, "session.kill", which.Session, record); err != nil {
+		return 0, err
+	}
+	n, err := s.Sessions.Kill(ctx, which, cause, who)
+	if which.All && s.login != nil {
+		err = errors.Join(err, s.login.EndAll(ctx))
+	}
+	return n, err
 }
 
 func (s *server) status(w http.ResponseWriter, r *http.Request, _ access.Principal) error {
@@ -232,8 +279,8 @@ func (s *server) status(w http.ResponseWriter, r *http.Request, _ access.Princip
 }
 
 // act writes down what a person is about to do.
-func (s *server) act(r *http.Request, who access.Principal, what, on string, in json.RawMessage) error {
-	return s.Recorder.Append(r.Context(), access.Synced, access.Event{Session: on,
+func (s *server) act(ctx context.Context, who access.Principal, what, on string, in json.RawMessage) error {
+	return s.Recorder.Append(ctx, access.Synced, access.Event{Session: on,
 		Admin: &access.Administrative{Actor: who, Act: what, On: on, Input: in}})
 }
 

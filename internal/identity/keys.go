@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 
 	"github.com/lestrrat-go/jwx/v2/jwa"
@@ -43,6 +44,7 @@ type publicKey struct {
 // A keySet is what an issuer published at one moment. It is immutable.
 type keySet struct {
 	keys    []publicKey
+	login   *url.URL // of a SAML provider: where browsers log in; nil when it does not say
 	fetched reading
 }
 

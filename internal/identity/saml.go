@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -156,6 +157,11 @@ func parseMetadata(document []byte, entity string) (*keySet, error) {
 	if len(set.keys) > maxKeys {
 		return nil, fmt.Errorf("the metadata holds %d keys, more than %d", len(set.keys), maxKeys)
 	}
+	for _, service := range e.IDPSSODescriptors[0].SingleSignOnServices {
+		if u, err := fetchable(service.Location); err == nil && service.Binding == saml.HTTPRedirectBinding && set.login == nil {
+			set.login = u
+		}
+	}
 	return set, nil
 }
 
@@ -168,10 +174,21 @@ type Asserted struct {
 	Until time.Time
 }
 
+// A delivery is how an assertion must have come.
+type delivery struct {
+	provider  string // configured name; "" for any
+	recipient string // "" for the provider's own
+	request   string // the ID of what it answers; "" for anything
+}
+
 // VerifyAssertion verifies a SAML 2.0 bearer assertion, base64-encoded in either
 // alphabet, alone or as the only one in the Response that a browser delivers. It
 // is good once: see Asserted. Errors are those of Verify.
-func (v *Verifier) VerifyAssertion(ctx context.Context, assertion access.Secret) (a Asserted, err error) {
+func (v *Verifier) VerifyAssertion(ctx context.Context, assertion access.Secret) (Asserted, error) {
+	return v.assertion(ctx, assertion, delivery{})
+}
+
+func (v *Verifier) assertion(ctx context.Context, assertion access.Secret, by delivery) (a Asserted, err error) {
 	var p *samlProvider
 	defer func() {
 		if fault := recover(); fault != nil {
@@ -198,11 +215,15 @@ func (v *Verifier) VerifyAssertion(ctx context.Context, assertion access.Secret)
 	if p = v.providers[signed.issuer()]; p == nil {
 		return Asserted{}, rejected("its issuer is not configured")
 	}
+	if by.provider != "" && by.provider != p.name {
+		return Asserted{}, named(p.issuer, rejected("it is of another provider than was asked"))
+	}
 	believed, err := p.verify(ctx, signed)
 	if err != nil {
 		return Asserted{}, named(p.issuer, err)
 	}
-	known, until, err := p.read(believed, v.clock.read())
+	by.recipient = cmp.Or(by.recipient, p.recipient)
+	known, until, err := p.read(believed, by, v.clock.read())
 	if err == nil {
 		err = v.current(ctx, known)
 	}
@@ -248,14 +269,14 @@ func (p *samlProvider) verify(ctx context.Context, s *signedXML) (*saml.Assertio
 
 // read judges a verified assertion and maps it. until is when nobody could
 // deliver it any more.
-func (p *samlProvider) read(a *saml.Assertion, now reading) (known *verified, until time.Time, err error) {
+func (p *samlProvider) read(a *saml.Assertion, by delivery, now reading) (known *verified, until time.Time, err error) {
 	if a.Version != "2.0" || a.ID == "" {
 		return nil, until, rejected("it is not of SAML 2.0, or has no ID")
 	}
 	if a.Issuer.Value != p.entity || a.Issuer.Format != "" && a.Issuer.Format != "urn:oasis:names:tc:SAML:2.0:nameid-format:entity" {
 		return nil, until, rejected("its issuer is another one than of its signature")
 	}
-	if until, err = p.deliverable(a, now); err != nil {
+	if until, err = p.deliverable(a, by, now); err != nil {
 		return nil, until, err
 	}
 	who, err := p.principal(a)
@@ -274,9 +295,9 @@ func (p *samlProvider) read(a *saml.Assertion, now reading) (known *verified, un
 	return &verified{issuer: p.issuer, who: who, times: times{expires: ends.Unix(), notBefore: issued.Unix(), issued: issued.Unix(), hasIssued: true}}, until, nil
 }
 
-// deliverable checks to whom, by whom and when the assertion may be delivered
-// (Core, sections 2.4 and 2.5; RFC 7522, section 3).
-func (p *samlProvider) deliverable(a *saml.Assertion, now reading) (until time.Time, err error) {
+// deliverable checks to whom, in answer to what and when the assertion may be
+// delivered (Core, sections 2.4 and 2.5; RFC 7522, section 3).
+func (p *samlProvider) deliverable(a *saml.Assertion, by delivery, now reading) (until time.Time, err error) {
 	c := a.Conditions
 	switch {
 	case a.Subject == nil || a.Subject.NameID == nil || !saneText(a.Subject.NameID.Value):
@@ -293,7 +314,8 @@ func (p *samlProvider) deliverable(a *saml.Assertion, now reading) (until time.T
 	}
 	for _, s := range a.Subject.SubjectConfirmations {
 		d := s.SubjectConfirmationData
-		if s.Method != "urn:oasis:names:tc:SAML:2.0:cm:bearer" || d == nil || d.Recipient != p.recipient || d.NotOnOrAfter.IsZero() || s.NameID != nil {
+		if s.Method != "urn:oasis:names:tc:SAML:2.0:cm:bearer" || d == nil || d.Recipient != by.recipient || d.NotOnOrAfter.IsZero() || s.NameID != nil ||
+			by.request != "" && d.InResponseTo != by.request {
 			continue
 		}
 		until = d.NotOnOrAfter
@@ -306,7 +328,7 @@ func (p *samlProvider) deliverable(a *saml.Assertion, now reading) (until time.T
 		}
 		return until.Add(p.skew), p.inTime(a.IssueInstant, from, until, now)
 	}
-	return until, rejected("it is for another recipient, or not a bearer assertion")
+	return until, rejected("it is for another recipient, in answer to something else, or not a bearer assertion")
 }
 
 // inTime wants both times that it may be between the assertion's.

@@ -1,6 +1,7 @@
 package localserver
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -29,12 +30,13 @@ type Person struct {
 type DexConfig struct {
 	People   []Person
 	Lifetime time.Duration // of tokens; 0 is an hour
+	Console  string        // where the client console may have codes sent to; "" nowhere of use
 }
 
 // The one password and the client secret of every Dex started here.
 const (
 	DexPassword = "correct horse battery staple"
-	dexSecret   = "agent-client-secret"
+	DexSecret   = "agent-client-secret"
 )
 
 // A Dex is a running OpenID Connect provider. It knows three clients: chaperone,
@@ -105,11 +107,11 @@ func (d *Dex) config(dir string, config DexConfig) (file string, err error) {
 		"enablePasswordDB": true,
 		"staticPasswords":  people,
 		"staticClients": []map[string]any{
-			{"id": "chaperone", "name": "chaperone", "secret": dexSecret, "trustedPeers": []string{"agent", "console", "cli"},
+			{"id": "chaperone", "name": "chaperone", "secret": DexSecret, "trustedPeers": []string{"agent", "console", "cli"},
 				"redirectURIs": []string{"http://127.0.0.1/callback"}},
-			{"id": "agent", "name": "agent", "secret": dexSecret, "redirectURIs": []string{"http://127.0.0.1/callback"}},
+			{"id": "agent", "name": "agent", "secret": DexSecret, "redirectURIs": []string{"http://127.0.0.1/callback"}},
 			{"id": "cli", "name": "cli", "public": true}, // people with a browser
-			{"id": "console", "name": "console", "secret": dexSecret, "redirectURIs": []string{"http://127.0.0.1/callback"}},
+			{"id": "console", "name": "console", "secret": DexSecret, "redirectURIs": []string{cmp.Or(config.Console, "http://127.0.0.1/callback")}},
 		},
 	})
 	if err != nil {
@@ -160,7 +162,7 @@ func (d *Dex) token(ctx context.Context, client, email, scope string) (string, e
 	if err != nil {
 		return "", err
 	}
-	req.SetBasicAuth(client, dexSecret)
+	req.SetBasicAuth(client, DexSecret)
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {

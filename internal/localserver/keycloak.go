@@ -42,6 +42,8 @@ type KeycloakConfig struct {
 	// SAMLAudience is the gateway as a SAML service provider, and SAMLRecipient
 	// where its assertions are delivered.
 	SAMLAudience, SAMLRecipient string
+	// Console is where people's browsers may be sent back to, by both.
+	Console string
 }
 
 // NewKeycloak chooses where a Keycloak will be, so that its address can be
@@ -170,9 +172,9 @@ func keycloakClients(config KeycloakConfig) []map[string]any {
 	}
 	return []map[string]any{
 		{"clientId": "agent", "secret": KeycloakPassword, "serviceAccountsEnabled": true, "directAccessGrantsEnabled": true, "standardFlowEnabled": false, "protocolMappers": claims},
-		{"clientId": "console", "publicClient": true, "standardFlowEnabled": true, "redirectUris": []string{"http://127.0.0.1/*"}, "protocolMappers": claims,
+		{"clientId": "console", "publicClient": true, "standardFlowEnabled": true, "redirectUris": []string{"http://127.0.0.1/*", config.Console}, "protocolMappers": claims,
 			"attributes": map[string]string{"pkce.code.challenge.method": "S256"}},
-		{"clientId": config.SAMLAudience, "protocol": "saml", "redirectUris": []string{config.SAMLRecipient}, "fullScopeAllowed": false,
+		{"clientId": config.SAMLAudience, "protocol": "saml", "redirectUris": []string{config.SAMLRecipient, config.Console}, "fullScopeAllowed": false,
 			"attributes": map[string]string{
 				"saml.assertion.signature": "true", "saml.server.signature": "false", "saml.client.signature": "false", "saml.signature.algorithm": "RSA_SHA256",
 				"saml_force_name_id_format": "true", "saml_name_id_format": "email", "saml.authnstatement": "true",

@@ -18,10 +18,14 @@ import (
 var ErrNoTerminal = errors.New("the session showed nothing on a terminal")
 
 // An Asciicast says what to export. Version is 2 or 3. Request names one act;
-// "" takes the first that had a terminal.
+// "" takes the first that had a terminal. Inert leaves out what does more than
+// draw, as a Screen does. After Most bytes of output, 0 for no bound, it ends and
+// says so.
 type Asciicast struct {
 	Version int
 	Request string
+	Inert   bool
+	Most    int
 }
 
 // Write writes the terminal of a session as an asciicast
@@ -58,6 +62,8 @@ type cast struct {
 	commands      map[string]string // of requests that were decided and not yet shown
 	begun, before time.Time
 	over          bool
+	screen        Screen
+	written       int
 }
 
 const maxRemembered = 1024 // commands of acts without a terminal so far
@@ -136,6 +142,13 @@ func (c *cast) stream(ev access.Event) error {
 	}
 	if s.Name != access.Stdout || text == "" {
 		return nil
+	}
+	if c.Inert {
+		text = string(c.screen.Show([]byte(text)))
+	}
+	if c.written += len(text); c.Most > 0 && c.written > c.Most {
+		c.over = true
+		text = "\r\n" + restored + "[the recording goes on: chaperone sessions export has all of it]\r\n"
 	}
 	return c.entry(ev.Time, "o", text)
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -37,6 +38,16 @@ func (Key) GoString() string { return "[redacted]" }
 
 // LogValue returns "[redacted]".
 func (Key) LogValue() slog.Value { return slog.StringValue("[redacted]") }
+
+// Derived returns a key for something else that all replicas share. It says
+// nothing of this one, nor of those for other purposes.
+func (k Key) Derived(purpose string) (key [32]byte) {
+	b, err := hkdf.Key(sha256.New, k.secret, nil, "chaperone store key\x00"+purpose, len(key))
+	if err != nil {
+		panic("store: " + err.Error()) // the length is right
+	}
+	return [32]byte(b)
+}
 
 // LoadOrCreateKey reads the key in the file path: 64 hexadecimal digits. When
 // there is no file it makes one with a fresh key and mode 0600; of several

@@ -1,4 +1,4 @@
-package main
+package console
 
 import (
 	"regexp"
@@ -78,7 +78,7 @@ func difference(from, to string) string {
 			if side.text == "" {
 				continue
 			}
-			for l := range strings.SplitSeq(block(side.text), "\n") {
+			for l := range strings.SplitSeq(visibleLines(side.text), "\n") {
 				lines = append(lines, side.mark+l)
 			}
 		}
