@@ -214,11 +214,20 @@ func TestAttackKubernetesWrites(t *testing.T) {
 	const privileged = `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"attack"},"spec":{"containers":[{"name":"c","image":"i","securityContext":{"privileged":true}}]}}`
 	binding := `{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"ClusterRoleBinding","metadata":{"name":"attack"},"roleRef":{"apiGroup":"rbac.authorization.k8s.io","kind":"ClusterRole","name":"cluster-admin"},"subjects":[{"apiGroup":"rbac.authorization.k8s.io","kind":"User","name":"mallory"}]}`
 	for name, c := range map[string]struct{ method, path, media, body string }{
-		"a privileged pod":            {"POST", pods, "application/json", privileged},
-		"a privileged pod in YAML":    {"POST", pods, "application/yaml", privileged},
-		"a folder of the node":        {"POST", pods, "application/json", pod(`"volumes":[{"name":"h","hostPath":{"path":"/"}}],`)},
-		"a name that stands twice":    {"POST", pods, "application/json", pod(`"hostPID":true,"hostPID":null,`)},
-		"a patch that creates":        {"PATCH", pods + "/attack?fieldManager=x", "application/apply-patch+yaml", privileged},
+		"a privileged pod":                        {"POST", pods, "application/json", privileged},
+		"a privileged pod in YAML":                {"POST", pods, "application/yaml", privileged},
+		"a folder of the node":                    {"POST", pods, "application/json", pod(`"volumes":[{"name":"h","hostPath":{"path":"/"}}],`)},
+		"a name that stands twice":                {"POST", pods, "application/json", pod(`"hostPID":true,"hostPID":null,`)},
+		"a patch that creates":                    {"PATCH", pods + "/attack?fieldManager=x", "application/apply-patch+yaml", privileged},
+		"a privileged pod by a merge key in YAML": {"POST", pods, "application/yaml", "x: &p {privileged: true}\napiVersion: v1\nkind: Pod\nmetadata: {name: attack}\nspec: {containers: [{name: c, image: i, securityContext: {<<: *p}}]}\n"},
+		"a privileged pod with any name":          {"POST", pods, "application/json", strings.Replace(privileged, `"name":"attack"`, `"generateName":"attack-"`, 1)},
+		"an apply by force":                       {"PATCH", pods + "/attack?fieldManager=x&force=true", "application/apply-patch+yaml", privileged},
+		"a body of an unsaid type":                {"POST", pods, "", privileged},
+		"a body with a parameter":                 {"POST", pods, "application/json; as=x", privileged},
+		"a pod on a node of its choice":           {"POST", pods, "application/json", pod(`"nodeName":"n1",`)},
+		"a pod on a node, applied":                {"PATCH", pods + "/attack?fieldManager=x", "application/apply-patch+yaml", pod(`"nodeName":"n1",`)},
+		"a load balancer that says it is none": {"POST", "/api/v1/namespaces/shop/services", "application/json",
+			`{"apiVersion":"v1","kind":"Service","type":"ClusterIP","metadata":{"name":"attack"},"spec":{"type":"LoadBalancer","ports":[{"port":80}]}}`},
 		"a role for somebody":         {"POST", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", "application/json", binding},
 		"a token of a serviceaccount": {"POST", "/api/v1/namespaces/kube-system/secrets", "application/json", `{"metadata":{"name":"t","annotations":{"kubernetes.io/service-account.name":"default"}},"type":"kubernetes.io/service-account-token"}`},
 	} {
@@ -268,4 +277,61 @@ func TestAttackKubernetesWrites(t *testing.T) {
 			t.Errorf("the value is gone: %s", text)
 		}
 	})
+}
+
+// TestAttackKubernetesDryRun: what does more than a dry run is not taken for one.
+// Control: the API server does it, whatever dryRun says. Twin: a dry run passes,
+// and stores nothing.
+func TestAttackKubernetesDryRun(t *testing.T) {
+	t.Parallel()
+	s, direct, _ := kubernetes(t)
+	alan, admin := token(t, s, demo.Alan), prepared.cluster.Admin
+	const core = "/api/v1/namespaces/dry"
+	direct.must(t, `{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"dry"}},
+		{"apiVersion":"v1","kind":"Pod","metadata":{"name":"box","namespace":"dry"},"spec":{"containers":[{"name":"c","image":"i"}]}},
+		{"apiVersion":"v1","kind":"ServiceAccount","metadata":{"name":"robot","namespace":"dry"}},
+		{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"control","namespace":"dry"}},
+		{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"kept","namespace":"dry"}}]}`, "apply", "-f", "-")
+	spdy := []string{"Connection", "Upgrade", "Upgrade", "SPDY/3.1", "X-Stream-Protocol-Version", "v4.channel.k8s.io"}
+	object := []string{"Content-Type", "application/json"}
+	refused := func(name, method, path, body string, headers ...string) {
+		t.Helper()
+		res := h1(t, s, method, "/k8s/cluster"+path, alan, headers...)
+		if body != "" {
+			res = request(t, s, method, "/k8s/cluster"+path, alan, body, headers...)
+		}
+		text, err := io.ReadAll(res.Body)
+		if err != nil || res.StatusCode != http.StatusForbidden || !strings.Contains(string(text), "dry-only") {
+			t.Errorf("%s: %d %s %v", name, res.StatusCode, text, err)
+		}
+	}
+	if status, text := atCluster(t, "POST", core+"/pods/box/exec?command=id&stdout=1&dryRun=All", admin, "", spdy...); status == http.StatusForbidden || status == http.StatusNotFound {
+		t.Errorf("control of exec: %d %s", status, text)
+	}
+	refused("exec", "POST", core+"/pods/box/exec?command=id&stdout=1&dryRun=All", "", spdy...)
+	refused("exec by GET", "GET", core+"/pods/box/exec?command=id&stdout=1&dryRun=All", "", spdy...)
+	if status, text := atCluster(t, "POST", core+"/serviceaccounts/robot/token?dryRun=All", admin, `{"spec":{}}`, object...); status != http.StatusCreated || !strings.Contains(text, `"token":"`) {
+		t.Errorf("control of a token: %d %s", status, text)
+	}
+	refused("a token", "POST", core+"/serviceaccounts/robot/token?dryRun=All", `{"spec":{}}`, object...)
+	if status, text := atCluster(t, "DELETE", core+"/configmaps/control?dryRun=All", admin, `{}`, object...); status != http.StatusOK {
+		t.Errorf("control of a deletion: %d %s", status, text)
+	}
+	if status, _ := atCluster(t, "GET", core+"/configmaps/control", admin, ""); status != http.StatusNotFound {
+		t.Errorf("control of a deletion: it is there still, %d", status)
+	}
+	refused("a deletion whose body counts", "DELETE", core+"/configmaps/kept?dryRun=All", `{}`, object...)
+	refused("a word of two", "DELETE", core+"/configmaps/kept", `{"dryRun":["All",""]}`, object...)
+	if status, text := atGateway(t, s, "DELETE", core+"/configmaps/kept", alan, `{"dryRun":["All"]}`, object...); status != http.StatusOK {
+		t.Errorf("twin: %d %s", status, text)
+	}
+	if status, text := atGateway(t, s, "POST", core+"/configmaps?dryRun=All", alan, `{"metadata":{"name":"new"}}`, object...); status != http.StatusCreated {
+		t.Errorf("twin: %d %s", status, text)
+	}
+	if status, text := atCluster(t, "GET", core+"/configmaps/kept", admin, ""); status != http.StatusOK {
+		t.Errorf("it is gone: %d %s", status, text)
+	}
+	if status, text := atCluster(t, "GET", core+"/configmaps/new", admin, ""); status != http.StatusNotFound {
+		t.Errorf("it is stored: %d %s", status, text)
+	}
 }

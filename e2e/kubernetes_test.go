@@ -65,6 +65,15 @@ rules:
     when: 'k8s.subresource == "exec" && "restore" in k8s.command'
     effect: approve
     approval: {groups: [senior-engineers], count: 1, expires: 1m}
+  - name: no-load-balancers
+    when: 'k8s.verb == "create" && k8s.resource == "services" && k8s.object.type == "LoadBalancer"'
+    effect: deny
+  - name: no-choice-of-nodes
+    when: 'k8s.namespace == "shop" && "bind-pod" in k8s.powers'
+    effect: deny
+  - name: dry-only
+    when: 'k8s.namespace == "dry" && !k8s.read_only && !k8s.dry_run'
+    effect: deny
   - name: reviewed
     when: '!k8s.read_only && (k8s.namespace == "reviewed" || k8s.resource == "namespaces" && k8s.name == "reviewed")'
     effect: approve

@@ -112,20 +112,22 @@ func wholeObject(k *access.K8s, object map[string]any) *access.K8sObject {
 	return o
 }
 
+// readType reads the type where the resource has it; elsewhere the API server
+// does not look.
 func readType(o *access.K8sObject, resource string, object map[string]any) {
-	t, ok := object["type"].(string)
+	at, usual := []string{"type"}, "Opaque"
+	if resource == "services" {
+		at, usual = []string{"spec", "type"}, "ClusterIP"
+	}
+	value := member(object, at...)
+	t, ok := value.(string)
 	switch {
-	case object["type"] != nil && !ok:
+	case value != nil && !ok:
 		o.Unknown = []string{"type"}
-	case t != "":
+	case t == "":
+		o.Type = usual
+	default:
 		o.Type = t
-	case resource == "secrets":
-		o.Type = "Opaque"
-	default: // a Service's may stand in spec
-		o.Type, _ = member(object, "spec", "type").(string)
-		if o.Type == "" {
-			o.Type = "ClusterIP"
-		}
 	}
 }
 

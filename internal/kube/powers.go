@@ -2,6 +2,7 @@ package kube
 
 import (
 	"slices"
+	"strings"
 
 	"chaperone.dev/chaperone/internal/access"
 )
@@ -44,6 +45,9 @@ func powersOf(k *access.K8s) (powers []string) {
 	if power := writes[k.Group+"/"+path]; power != "" {
 		powers = append(powers, power)
 	}
+	if placesPod(k) {
+		powers = append(powers, access.PowerBindPod)
+	}
 	o := k.Object
 	switch {
 	case k.Group == "admissionregistration.k8s.io":
@@ -57,4 +61,38 @@ func powersOf(k *access.K8s) (powers []string) {
 	}
 	slices.Sort(powers)
 	return powers
+}
+
+// placesPod reports whether the body says on which node a pod is to run. An
+// update of a pod cannot: what it says was so before.
+func placesPod(k *access.K8s) bool {
+	w, ok := workloads[k.Group+"/"+k.Resource]
+	creates := k.Verb == "create" || k.ContentType == applyPatchType
+	if !ok || k.Subresource != "" || k.Resource == "pods" && !creates {
+		return false
+	}
+	if operations, ok := k.Body.([]any); ok {
+		return namesNode(operations)
+	}
+	node := member(member(k.Body, w.spec...), "nodeName")
+	return node != nil && node != ""
+}
+
+// namesNode reports whether a JSON patch sets nodeName, by its path or within a
+// value.
+func namesNode(v any) bool {
+	switch v := v.(type) {
+	case []any:
+		return slices.ContainsFunc(v, namesNode)
+	case map[string]any:
+		if path, _ := v["path"].(string); strings.HasSuffix(path, "/nodeName") && v["op"] != "remove" {
+			return true
+		}
+		for name, value := range v {
+			if name == "nodeName" && value != nil && value != "" || namesNode(value) {
+				return true
+			}
+		}
+	}
+	return false
 }

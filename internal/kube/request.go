@@ -163,9 +163,17 @@ func knownPath(path string) bool {
 	return path == "/.well-known/openid-configuration" || path == "/openid/v1/jwks"
 }
 
+// dryRuns are the subresources whose writes can be dry runs. Others, connections
+// and tokens, do what they are asked for whatever the parameter says; and so may
+// another API server.
+var dryRuns = []string{"", "status", "scale", "ephemeralcontainers", "resize", "approval", "binding", "eviction", "finalize"}
+
 // dryRun reports whether the API server stores nothing. With a body, that of a
 // deletion counts and the query does not.
 func dryRun(k *access.K8s) bool {
+	if !slices.Contains([]string{"create", "update", "patch", "delete", "deletecollection"}, k.Verb) || !slices.Contains(dryRuns, k.Subresource) || IsForeign(k) {
+		return false
+	}
 	values := k.Query["dryRun"]
 	if (k.Verb == "delete" || k.Verb == "deletecollection") && k.BodyState != access.BodyNone {
 		values = nil

@@ -32,7 +32,7 @@ func k8sType(strs *cel.Type, object *objectType) *objectType {
 		text("path", "path that the API server receives", func(k *access.K8s) string { return k.Path }),
 		text("label_selector", "as the client sent it", func(k *access.K8s) string { return k.LabelSelector }),
 		text("field_selector", "as the client sent it", func(k *access.K8s) string { return k.FieldSelector }),
-		flag("dry_run", "nothing is stored", func(k *access.K8s) bool { return k.DryRun }),
+		flag("dry_run", "it is known to store nothing: never of exec and the like, a token, or an API group that is not Kubernetes' own", func(k *access.K8s) bool { return k.DryRun }),
 		flag("read_only", "it is known to change nothing and to lead into no container", func(k *access.K8s) bool { return k.ReadOnly }),
 		list("powers", "exec, token, escalate, …: what it can do beyond its object", func(k *access.K8s) []string { return k.Powers }),
 		list("command", "the command of exec", func(k *access.K8s) []string { return k.Command }),
