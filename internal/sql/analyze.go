@@ -61,6 +61,7 @@ func unparsed(text string, cat *catalog.Snapshot, e *parser.Error) *Statement {
 		Action: access.SQL{
 			Text: text, SearchPath: cat.SearchPath(), Unknown: []string{"the statement cannot be read: " + e.Message},
 		},
+		Straight: KindStraight,
 		Refusal: &Refusal{
 			Reason: access.Unreadable, SQLState: e.SQLState, Message: e.Message, Position: e.Position, Hint: hint,
 		},
@@ -223,7 +224,7 @@ func (b *binder) describe(st *Statement) {
 	act.Locks = b.locks
 	st.Parameters = int(b.parameters)
 	if b.refusal != nil {
-		st.Refusal, st.Kind = b.refusal, KindRefused
+		st.Refusal, st.Straight, st.Kind = b.refusal, st.Kind, KindRefused
 		b.doubt("%s", b.refusal.Message)
 	}
 	act.Unknown = sortedKeys(b.unknown)

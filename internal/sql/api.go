@@ -36,7 +36,7 @@ const (
 	KindChange                  // INSERT, UPDATE, DELETE
 	KindTransaction             // BEGIN, COMMIT, ROLLBACK, SAVEPOINT, …: see Statement.Transaction
 	KindSetting                 // SET, RESET, SHOW of an allowed setting: see Statement.Setting
-	KindDefinition              // DDL; judged and decided, but not run yet
+	KindDefinition              // DDL; judged and decided, and run as it came or not at all
 	KindDeclare                 // DECLARE CURSOR; judged as its query
 	KindFetch                   // FETCH and MOVE: the session knows what the cursor reads
 	KindClose                   // CLOSE
@@ -49,6 +49,7 @@ const (
 	KindDiscard                 // DISCARD ALL: the session does what it does, but for what the gateway owns
 	KindListen                  // LISTEN
 	KindNotify                  // NOTIFY
+	KindStraight                // anything else that runs as it came: see Statement.AsItCame
 )
 
 // A Statement is one message of SQL as the judge understood it. It is
@@ -60,7 +61,11 @@ type Statement struct {
 	// Refusal is set when the gateway cannot bind the statement or does not
 	// handle its form. Policy is still asked about Action first, so that a
 	// denial by rule is reported as one.
-	Refusal     *Refusal
+	Refusal *Refusal
+	// Straight is what Kind would be if the text were forwarded as it came;
+	// KindRefused when it may never be. It matters beside a Refusal only.
+	Straight    Kind
+	Unbound     *Refusal // of AsItCame: why it could not be judged
 	Transaction TransactionCommand
 	Setting     *Setting
 	// Instead, when it is not empty, is forwarded in place of Text: it has the

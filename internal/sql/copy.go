@@ -29,7 +29,7 @@ func (a *Analyzer) judgeCopy(ctx context.Context, text string, cat *catalog.Snap
 	switch r := copyOptions(st, c); {
 	case c.GetIsProgram() || c.GetFilename() != "":
 		st.Refusal = nil // says more than any other
-		st.refused(unsupported("COPY to or from a file or a program of the database's server", `Use COPY … TO STDOUT or FROM STDIN, as psql's \copy does.`))
+		st.never(unsupported("COPY to or from a file or a program of the database's server", `Use COPY … TO STDOUT or FROM STDIN, as psql's \copy does.`))
 	case st.Refusal != nil:
 	case r != nil:
 		st.refused(r)
@@ -39,6 +39,9 @@ func (a *Analyzer) judgeCopy(ctx context.Context, text string, cat *catalog.Snap
 		st.refused(unsupported("COPY with parameters", "Write the values into the query."))
 	default:
 		st.Kind = kind
+	}
+	if st.Refusal != nil && st.Straight != KindRefused {
+		st.Straight = kind
 	}
 	return st, nil
 }

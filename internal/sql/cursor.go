@@ -35,6 +35,9 @@ func (a *Analyzer) judgeDeclare(ctx context.Context, text string, cat *catalog.S
 	default:
 		st.Kind, st.ReturnsRows = KindDeclare, false
 	}
+	if st.Refusal != nil {
+		st.Straight, st.ReturnsRows = KindDeclare, false
+	}
 	return st, nil
 }
 
@@ -78,8 +81,9 @@ func (a *Analyzer) judgePrepare(ctx context.Context, text string, cat *catalog.S
 		st.refused(types.refusal)
 	}
 	if st.Refusal == nil {
-		st.Kind, st.ReturnsRows = KindPrepare, false
+		st.Kind = KindPrepare
 	}
+	st.Straight, st.ReturnsRows = KindPrepare, false
 	return st, nil
 }
 

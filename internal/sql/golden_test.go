@@ -103,8 +103,8 @@ func TestGoldenForms(t *testing.T) {
 	for _, line := range refused {
 		page.WriteString(line)
 	}
-	page.WriteString("\n## Definitions and administration\n\nJudged, so that policy may deny them by name (`sql.ddl`, `sql.command`), and not run yet: ask the owner of the\n" +
-		"database. " + strings.Join(definitions, ", ") + ".\n")
+	page.WriteString("\n## Definitions and administration\n\nJudged, so that policy may allow and deny them by name (`sql.ddl`, `sql.command`); refused where columns are masked:\n" +
+		strings.Join(definitions, ", ") + ".\n")
 	if *update {
 		if err := os.WriteFile(formsPage, []byte(page.String()), 0o644); err != nil {
 			t.Fatal(err)
@@ -123,8 +123,9 @@ const formsHead = `# SQL: what is served
 
 Every statement and form of PostgreSQL's grammar (17; servers 16 to 18), and what becomes of it. *Rewritten*: a table or view with
 masked columns becomes a subquery with masks, and everything else stays. *As it is*: nothing has to be changed. *Refused*: with the
-statement's name, the place, and what to write instead. Where no column is masked, what is served goes to the target as it
-came. Policy is asked first in any case. The examples are tested: in them, ` + "`ssn`" + ` and ` + "`card`" + ` of ` + "`customers`" + ` are masked,
+statement's name, the place, and what to write instead. Where no rule masks anything for the caller, what is served goes to the
+target as it came, and so does what is refused here, COPY to and from files and programs and SET of a few settings aside, when
+policy allows it without knowing what it does ([how](design/postgres.md#as-it-came)). Policy is asked first in any case. The examples are tested: in them, ` + "`ssn`" + ` and ` + "`card`" + ` of ` + "`customers`" + ` are masked,
 ` + "`secret`" + ` of ` + "`events`" + `, and ` + "`card`" + ` of ` + "`cards`" + `, which is partitioned by it.
 
 ## Statements

@@ -18,6 +18,9 @@ func (a *Analyzer) mask(ctx context.Context, st *Statement, cat *catalog.Snapsho
 	if st.Refusal != nil {
 		return nil, st.Refusal
 	}
+	if st.Unbound != nil && len(o.Masks) > 0 {
+		return nil, st.Unbound
+	}
 	same := &Forward{Text: st.Text, Action: st.Action, client: st.Text}
 	m := newMasking(cat, a.library, o.Masks)
 	if m == nil || st.body == nil {

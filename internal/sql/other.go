@@ -16,7 +16,7 @@ import (
 // by what they name, and forms that are refused by name. None of it is run, and
 // none of it is ever read-only.
 func (a *Analyzer) judgeOther(text string, cat *catalog.Snapshot, node *pg.Node) *Statement {
-	st := &Statement{Text: text, Action: access.SQL{Text: text, SearchPath: cat.SearchPath(), Statements: 1}}
+	st := &Statement{Text: text, Straight: KindStraight, Action: access.SQL{Text: text, SearchPath: cat.SearchPath(), Statements: 1}}
 	inner := contained(node.ProtoReflect())
 	if !inner.IsValid() {
 		st.Refusal = unsupported("this statement", "")
@@ -31,7 +31,8 @@ func (a *Analyzer) judgeOther(text string, cat *catalog.Snapshot, node *pg.Node)
 	case formDefinition:
 		st.Kind, st.Action.DDL, st.Action.Privilege = KindDefinition, true, a.grammar.privileges[name] || changesPrivilege(node)
 		b.dropped(node)
-		st.Refusal = unsupported(st.Action.Command, "Definitions are not run through the gateway yet: ask the owner of the database.")
+		st.Refusal = unsupported(st.Action.Command, "Definitions run only where no rule masks anything: ask the owner of the database.")
+		st.Action.Unknown = []string{"what " + st.Action.Command + " runs, and what goes with it, is not looked into"}
 	case formRefused:
 		st.Refusal = unsupported(refusedForms[name], formHints[name])
 		st.Action.Unknown = []string{refusedForms[name] + " is not looked into"}

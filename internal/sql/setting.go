@@ -63,9 +63,21 @@ func sessionStatement(text string, cat *catalog.Snapshot, kind Kind, command str
 
 // refused turns a statement that was judged into a refused one.
 func (st *Statement) refused(r *Refusal) *Statement {
+	if st.Refusal == nil {
+		st.Straight = straightKind(st.Kind)
+	}
 	st.Kind, st.Refusal, st.Action.ReadOnly = KindRefused, r, false
 	st.Action.Unknown = append(st.Action.Unknown, r.Message)
 	return st
+}
+
+// straightKind is how a statement of kind k runs as it came.
+func straightKind(k Kind) Kind {
+	switch k {
+	case KindRefused, KindDefinition, KindSetting, KindTransaction, KindExecute, KindFetch, KindReset:
+		return KindStraight
+	}
+	return k
 }
 
 func judgeSet(text string, cat *catalog.Snapshot, s *pg.VariableSetStmt) *Statement {
@@ -101,6 +113,9 @@ func judgeSet(text string, cat *catalog.Snapshot, s *pg.VariableSetStmt) *Statem
 		}
 	case pg.VariableSetKind_VAR_SET_VALUE:
 		value, ok := settingValue(s.GetArgs())
+		if !ok && everOwned(name) {
+			return st.never(unsupported("SET "+name+" to a value of this kind", "Write it as a string."))
+		}
 		if !ok {
 			return st.refused(unsupported("SET "+name+" to a value of this kind", "Write it as a string."))
 		}
@@ -109,11 +124,17 @@ func judgeSet(text string, cat *catalog.Snapshot, s *pg.VariableSetStmt) *Statem
 		return st.refused(unsupported(command+" of this kind", "Name the setting. "+settingHint))
 	}
 	check := settable[name]
-	if check == nil {
+	switch {
+	case check == nil && everOwned(name):
+		return st.never(unsupported(command+" "+name, settingHint))
+	case check == nil:
 		return st.refused(unsupported(command+" "+name, settingHint))
 	}
 	if !setting.Reset {
 		d, err := check(setting.Value)
+		if err != nil && everOwned(name) {
+			return st.never(unsupported(fmt.Sprintf("SET %s: %v", name, err), settingHint))
+		}
 		if err != nil {
 			return st.refused(unsupported(fmt.Sprintf("SET %s: %v", name, err), settingHint))
 		}

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"slices"
@@ -157,6 +158,9 @@ func (s *session) admit(ctx context.Context, p *portal, max uint32, simple bool)
 		return nil, false, s.refuse(ctx, r, belongs)
 	}
 	s.metrics.statements.WithLabelValues(v.decision.Effect.String()).Inc()
+	if st.judged.Unsettles() {
+		s.unsettledBy = cmp.Or(st.judged.Action.Command, "a statement that is not known")
+	}
 	if !preparing {
 		evidence = append(evidence, s.event(access.Event{Request: id, Executed: &access.Executed{
 			SQL: st.forwardText(), Parameters: v.request.Action.SQL.Parameters, Approval: grant}}))

@@ -34,10 +34,13 @@ func (s *session) parse(ctx context.Context, body []byte) error {
 		d.Hint = "close some of them"
 		return s.refuse(ctx, refuse(d, "prepared statements"), nil)
 	}
-	if r := s.parameterTypes(msg.ParameterOIDs); r != nil {
-		return s.refuse(ctx, r, nil)
-	}
 	st := &statement{name: msg.Name, text: msg.Query, types: msg.ParameterOIDs}
+	if r := s.parameterTypes(st.types); r != nil {
+		if !s.open(ctx) {
+			return s.refuse(ctx, r, nil)
+		}
+		st.ownTypes = true
+	}
 	v, err := s.judgeEarly(ctx, st, nil)
 	if err != nil {
 		return err
@@ -63,7 +66,8 @@ func (s *session) parse(ctx context.Context, body []byte) error {
 const firstUserOID = 16384
 
 // parameterTypes refuses types of the database's users for parameters: they
-// would choose functions and operators that the judge has not seen.
+// would choose functions and operators that the judge has not seen. Where
+// nothing is hidden they only make the statement one that is not known.
 func (s *session) parameterTypes(types []uint32) *refusal {
 	for i, oid := range types {
 		if oid >= firstUserOID {
@@ -273,7 +277,7 @@ func (p *portal) needsShape() bool {
 		return false
 	}
 	judged := p.statement.judged
-	return judged.ReturnsRows || judged.Kind == sql.KindQuery || judged.Kind == sql.KindSetting
+	return judged.ReturnsRows || judged.Kind == sql.KindQuery || judged.Kind == sql.KindSetting || judged.Kind == sql.KindStraight
 }
 
 // closeNamed closes a statement or portal. Closing what is not there is no

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -24,6 +25,8 @@ type statement struct {
 	target string // the target's
 	text   string
 	types  []uint32 // as the client gave them
+	// ownTypes says that some of those are of the database's users.
+	ownTypes bool
 
 	offset int      // characters before it in its message
 	count  int      // statements in its message; 0 is one
@@ -176,6 +179,11 @@ func (s *session) decide(ctx context.Context, st *statement, v *verdict, params 
 	if len(action.SearchPath) == 0 {
 		action.SearchPath = st.view.snapshot.SearchPath()
 	}
+	if st.ownTypes {
+		action.ReadOnly = false
+		action.Unknown = append(slices.Clone(action.Unknown), "a parameter has a type that is not one of PostgreSQL's own")
+	}
+	s.unsettled(&action, st.judged.Kind)
 	v.request.Action.SQL = &action
 	if err := s.decideForward(ctx, st, v); err != nil || v.refused != nil {
 		return err
@@ -251,18 +259,18 @@ func (s *session) applyDecision(ctx context.Context, st *statement, v *verdict) 
 	if v.decision.Effect == access.Deny {
 		// Where nothing but the lack of a rule or of knowledge denies, what is wrong with the
 		// statement itself helps more.
-		if r := st.judged.Refusal; r != nil && (v.decision.Reason == access.NoRule || v.decision.Reason == access.Unreadable) {
+		if r := cmp.Or(st.judged.Refusal, st.judged.Unbound); r != nil && (v.decision.Reason == access.NoRule || v.decision.Reason == access.Unreadable) {
 			return s.judgeRefused(v, r)
 		}
 		r := refuse(access.DenialOf(v.request, v.decision), "policy")
 		r.recorded = true // the Decided event is its evidence
 		return r
 	}
-	if r := st.judged.Refusal; r != nil {
-		return s.judgeRefused(v, r)
+	if r := s.straighten(ctx, st, v); r != nil {
+		return r
 	}
 	switch st.judged.Kind {
-	case sql.KindQuery, sql.KindChange, sql.KindTransaction, sql.KindCopyOut, sql.KindCopyIn, sql.KindReset, sql.KindNotify:
+	case sql.KindQuery, sql.KindStraight, sql.KindChange, sql.KindTransaction, sql.KindCopyOut, sql.KindCopyIn, sql.KindReset, sql.KindNotify:
 	case sql.KindListen:
 		if r := s.checkChannel(st); r != nil {
 			return r
@@ -302,7 +310,7 @@ func (s *session) followPolicy(ctx context.Context, st *statement, v *verdict) *
 	if s.revision != v.decision.Revision || s.wallView != st.view {
 		masks := s.deps.Decider.Masks(ctx, s.info.Principal, s.resource.Access)
 		s.revision, s.wallView = v.decision.Revision, st.view
-		s.masked, s.walled = hasColumnMask(masks), s.wall(st.view, masks)
+		s.masked, s.plain, s.walled = hasColumnMask(masks), s.hidesNothing(masks), s.wall(st.view, masks)
 	}
 	if s.walled == nil {
 		return nil
@@ -330,6 +338,9 @@ func (s *session) judgeRefused(v *verdict, r *sql.Refusal) *refusal {
 
 // mask rewrites st for the masks of the decision and builds the detector.
 func (s *session) mask(ctx context.Context, st *statement, v *verdict) error {
+	if err := s.maskedSince(v); err != nil {
+		return err
+	}
 	masks, writable := v.decision.Obligations.Masks, v.decision.Obligations.WriteMasked
 	if st.forward != nil && reflect.DeepEqual(st.masks, masks) && slices.Equal(st.writable, writable) {
 		return nil

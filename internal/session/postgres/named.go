@@ -63,6 +63,10 @@ func (s *session) judgeEarly(ctx context.Context, st *statement, params []access
 // judgeNamed decides a FETCH or EXECUTE as the statement that it runs.
 func (s *session) judgeNamed(ctx context.Context, st *statement, v *verdict, fresh bool) error {
 	n := s.left(st)
+	if n == nil && s.namedByTarget(st.judged) && s.open(ctx) {
+		st.judged = st.judged.AsUnknown()
+		return s.decide(ctx, st, v, nil)
+	}
 	if n == nil {
 		v.refused = s.unknownName(st.judged)
 		return nil
@@ -88,6 +92,12 @@ func (s *session) judgeNamed(ctx context.Context, st *statement, v *verdict, fre
 	}
 	st.forward, st.detect = &sql.Forward{Text: st.text}, n.statement.detect
 	return nil
+}
+
+// namedByTarget reports whether a name that the session does not know can be
+// one that the target knows: a function or a block may have made it.
+func (s *session) namedByTarget(st *sql.Statement) bool {
+	return st.Kind == sql.KindFetch && s.portals[st.Name] == nil || st.Kind == sql.KindExecute && s.statements[st.Name] == nil
 }
 
 func (s *session) unknownName(st *sql.Statement) *refusal {

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -386,7 +387,10 @@ func (s *session) parameterStatus(body []byte) error {
 	}
 	// Nothing that is let through changes these, so whoever did found a way
 	// around the judge, who would read the next statement wrongly.
-	if slices.Contains(ownedParameters, p.Name) && p.Value != s.up.pg.ParameterStatus(p.Name) {
+	switch {
+	case p.Name == "search_path" && s.plain && p.Value != s.up.pg.ParameterStatus(p.Name):
+		s.unsettledBy = cmp.Or(s.unsettledBy, "a change of search_path")
+	case slices.Contains(ownedParameters, p.Name) && p.Value != s.up.pg.ParameterStatus(p.Name):
 		return lostTarget(s.unavailable("a setting that the gateway owns has changed at the target"), errors.New(p.Name))
 	}
 	if reportedParameter(p.Name) {

@@ -144,7 +144,6 @@ func TestExtendedProtocol(t *testing.T) {
 			parse("named", "select 5"), &pgproto3.Close{ObjectType: 'S', Name: "named"}, bind("", "named"), syncMessage},
 			[]string{"CloseComplete", "CloseComplete", "ParseComplete", "CloseComplete", "ERROR 26000", "ready I"}},
 		{"no such statement", []pgproto3.FrontendMessage{bind("", "never"), syncMessage}, []string{"ERROR 26000", "ready I"}},
-		{"parameter of a user's type", []pgproto3.FrontendMessage{&pgproto3.Parse{Query: "select $1", ParameterOIDs: []uint32{25, 16384}}, syncMessage}, []string{"ERROR 0A000", "ready I"}},
 		{"no such portal", []pgproto3.FrontendMessage{execute("never"), syncMessage}, []string{"ERROR 34000", "ready I"}},
 		{"empty", []pgproto3.FrontendMessage{parse("", " "), bind("", ""), &pgproto3.Describe{ObjectType: 'P'}, execute(""), syncMessage},
 			[]string{"ParseComplete", "BindComplete", "NoData", "EmptyQueryResponse", "ready I"}},

@@ -40,6 +40,10 @@ type session struct {
 	wallView *view
 	masked   bool // some column of the resource is masked for this principal
 	walled   *refusal
+	plain    bool // nothing of the resource is hidden from this principal
+	// unsettledBy is the statement that ran as it came, after which names may
+	// mean something else; empty when none did.
+	unsettledBy string
 
 	// Towards the client.
 	out       []byte
@@ -168,7 +172,7 @@ func (s *session) prepare(ctx context.Context, start *startup) error {
 		return &fatalError{s.unavailable("the gateway cannot read the catalog of " + s.resource.Access.Name), err}
 	}
 	masks := s.deps.Decider.Masks(ctx, s.info.Principal, s.resource.Access)
-	s.masked = hasColumnMask(masks)
+	s.masked, s.plain = hasColumnMask(masks), s.hidesNothing(masks)
 	if r := s.wall(view, masks); r != nil {
 		return &fatalError{r: r}
 	}

@@ -1,0 +1,122 @@
+package postgres
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"chaperone.dev/chaperone/internal/access"
+)
+
+// asItCame are statements that the judge does not bind, or refuses by form.
+var asItCame = []string{
+	"create temp table t (a int, b text)", "insert into t values (1, 'one'), (2, 'two')", "select * from t order by a", "copy t to stdout",
+	"create temp table t2 as select a from t", "select a into temp t3 from t", "update t set b = upper(b) where a = 1", "drop table t2",
+	"do $$ begin perform 1; end $$", "create function pg_temp.twice(x int) returns int language sql as 'select 2 * x'", "select pg_temp.twice(21)",
+	"begin", "select lo_create(0) > 0", "declare c cursor for select b from t order by a", "fetch 1 from c",
+	"do $$ declare r refcursor := 'made'; begin open r for select 42; end $$", "fetch all from made", "lock table t", "commit",
+	"set search_path = pg_temp, public", "set work_mem = '5MB'", "show work_mem", "reset work_mem",
+	"prepare p as select a from t where a = $1", "execute p (1 + 1)", "explain (costs off) create temp table x as select 1",
+	"select json_array(1, 2)", "select 1 is json", "select nothing_known", "select 1 from nowhere", "selct 1",
+	"set transaction snapshot 'x'", "vacuum t", "analyze t", "select /*" + strings.Repeat("x", 70_000) + "*/ 7", "discard all", "select 1 from t",
+}
+
+// Where nothing is hidden, what the judge cannot bind runs as it came when
+// policy allows it, and the answers are the database's own.
+func TestAsItCame(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"16", "18"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			g := withJudge(t, version)
+			through, straight := g.wire(t), g.straightWire(t)
+			for _, text := range asItCame {
+				got, want := through.ask(text), straight.ask(text)
+				if !alike(got, want) && !alike(withoutEarlyColumns(got), want) {
+					t.Errorf("%.100s\n got %q\nwant %q", text, got, want)
+				}
+			}
+			for _, text := range []string{"set standard_conforming_strings = off", "set client_encoding = latin1", "set role postgres",
+				"set session authorization postgres", "copy orders to '/tmp/x'", "copy orders from program 'echo 1'"} {
+				if got := through.ask(text); !slices.Contains(got, "ERROR 0A000") {
+					t.Errorf("%s: %q", text, got)
+				}
+			}
+		})
+	}
+}
+
+// Where something is hidden, by a mask or by claims, or changes have to be
+// counted, none of it runs.
+func TestNotAsItCame(t *testing.T) {
+	t.Parallel()
+	for name, set := range map[string]func(*gateway){
+		"mask": func(g *gateway) {
+			g.policy.setMasks(access.Mask{Column: "public.customers.ssn"})
+			g.setResource("orders", func(r *Resource) { r.Unwalled = true })
+		},
+		"detector": func(g *gateway) { g.policy.setMasks(access.Mask{Detect: []string{"CREDIT_CARD"}}) },
+		"claims": func(g *gateway) {
+			g.setResource("orders", func(r *Resource) { r.Claims = map[string]string{"app.job": "subject"} })
+		},
+		"limit": func(g *gateway) {
+			g.policy.set(func(access.Request) access.Decision {
+				return allowed(access.Obligations{Limits: access.Limits{RowsChanged: 9}})
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := withJudge(t, "18")
+			set(g)
+			w := g.wire(t)
+			for _, text := range []string{"create temp table t (a int)", "do $$ begin end $$", "set work_mem = '5MB'", "select lo_create(0)", "select 1 from nowhere", "lock table orders", "selct 1"} {
+				got := w.ask(text)
+				if len(got) != 2 || !strings.HasPrefix(got[0], "ERROR ") || strings.Contains(g.pg.Log(), "execute <unnamed>: "+text) {
+					t.Errorf("%s: %q", text, got)
+				}
+			}
+			w.send(&pgproto3.Parse{Query: "select $1", ParameterOIDs: []uint32{16384}}, &pgproto3.Sync{})
+			if got := w.until(1); name != "limit" && !slices.Contains(got, "ERROR 0A000") {
+				t.Errorf("a parameter of a user's type: %q", got)
+			}
+			same(t, w.ask("select 1 as one"), []string{"columns one", "row 1", "SELECT 1", "ready I"})
+		})
+	}
+}
+
+// After such a statement names may mean something else, so nothing is known of
+// what names something; and a session where that is so ends when masks come.
+func TestUnsettled(t *testing.T) {
+	t.Parallel()
+	g := withJudge(t, "18")
+	known := func(r access.Request) bool { return len(r.Action.SQL.Unknown) == 0 }
+	g.policy.set(func(r access.Request) access.Decision {
+		if known(r) || r.Action.SQL.Command == "CREATE TABLE" {
+			return allowed(access.Obligations{})
+		}
+		return access.Decision{Effect: access.Deny, Reason: access.NoRule, Message: "nothing allows it", Revision: "r1"}
+	})
+	w := g.wire(t)
+	same(t, w.ask("select count(*) from notes where id < 0"), []string{"columns count", "row 0", "SELECT 1", "ready I"})
+	same(t, w.ask("create temp table notes (id int)"), []string{"CREATE TABLE", "ready I"})
+	same(t, w.ask("select count(*) from notes where id < 0"), []string{"ERROR 42501", "ready I"})
+	same(t, w.ask("begin"), []string{"BEGIN", "ready T"})
+	same(t, w.ask("commit"), []string{"COMMIT", "ready I"})
+	same(t, g.wire(t).ask("select count(*) from notes where id < 0"), []string{"columns count", "row 0", "SELECT 1", "ready I"})
+
+	g.setResource("orders", func(r *Resource) { r.Unwalled = true })
+	g.policy.setMasks(access.Mask{Column: "public.customers.ssn"})
+	g.policy.set(func(access.Request) access.Decision {
+		d := allowed(access.Obligations{Masks: []access.Mask{{Column: "public.customers.ssn"}}})
+		d.Revision = "r2"
+		return d
+	})
+	w.send(&pgproto3.Query{String: "select ssn from customers where id = 7"})
+	fault, ok := w.receive().(*pgproto3.ErrorResponse)
+	if !ok || fault.Severity != "FATAL" || fault.Code != sqlstateKilled {
+		t.Errorf("got %+v", fault)
+	}
+}
