@@ -66,7 +66,7 @@ func killLoop(t *testing.T, rounds int) {
 		t.Fatal(err)
 	}
 	policies["counting.yaml"] = counting
-	// One parser: the start of the others would take most of each round.
+	// One parser: the start of more takes seconds of CPU.
 	s := own(t, demo.Options{Policies: policies, Config: func(text string) string { return text + "parsers: 1\n" }})
 	if err := s.Database.Exec(t.Context(), "orders", "create table ran (n bigint); grant insert on ran to chaperone_app"); err != nil {
 		t.Fatal(err)

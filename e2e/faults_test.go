@@ -191,7 +191,7 @@ func TestParserWorkerKilled(t *testing.T) {
 	if err := works(t.Context(), t, s, tok); err != nil {
 		t.Fatal(err)
 	}
-	pid, err := s.Gateway.PID("serve")
+	pid, err := s.Gateway.PID("run")
 	if err != nil {
 		t.Fatal(err)
 	}

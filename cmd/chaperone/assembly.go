@@ -438,11 +438,21 @@ func clientCAs(cfg *config.Config) (pem []byte) {
 	return pem
 }
 
-// newParser starts the pool of parser workers, which are this same binary.
-func newParser(workers int, log *slog.Logger, metrics prometheus.Registerer) (*parser.Pool, error) {
+// workerCommand is this same binary as a parser worker.
+func workerCommand() ([]string, error) {
 	self, err := os.Executable()
-	if err != nil {
-		return nil, err
+	return []string{self, parserWorker}, err
+}
+
+// newParser starts a pool of parser workers, or takes those that run keeps in
+// the folder nursery.
+func newParser(nursery string, workers int, log *slog.Logger, metrics prometheus.Registerer) (*parser.Pool, error) {
+	c := parser.Config{Nursery: nursery, Workers: workers, Logger: log, Registerer: metrics}
+	if nursery == "" {
+		var err error
+		if c.Command, err = workerCommand(); err != nil {
+			return nil, err
+		}
 	}
-	return parser.NewPool(parser.Config{Command: []string{self, parserWorker}, Workers: workers, Logger: log, Registerer: metrics})
+	return parser.NewPool(c)
 }

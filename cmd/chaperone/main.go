@@ -17,8 +17,8 @@ import (
 )
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == parserWorker {
-		os.Exit(exitCode(os.Stderr, parser.Serve(os.Stdin, os.Stdout)))
+	if len(os.Args) > 1 && os.Args[1] == parserWorker {
+		os.Exit(exitCode(os.Stderr, parser.Work(os.Args[2:])))
 	}
 	if len(os.Args) > 1 && os.Args[1] == isolate.Stage {
 		os.Exit(exitCode(os.Stderr, isolate.Inside(os.Args[2:])))

@@ -24,8 +24,8 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	worker := self + ".worker"
-	if len(os.Args) == 2 && os.Args[1] == parserWorker {
-		panic(syscall.Exec(worker, []string{worker}, os.Environ()))
+	if len(os.Args) > 1 && os.Args[1] == parserWorker {
+		panic(syscall.Exec(worker, append([]string{worker}, os.Args[2:]...), os.Environ()))
 	}
 	build := exec.Command("go", "build", "-o", worker, "../../internal/sql/parser/parserworker")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")

@@ -146,7 +146,7 @@ func (a *actionFlags) statement(ctx context.Context) (*access.SQL, []string, err
 	if err != nil {
 		return nil, nil, fmt.Errorf("catalog: %s: %w", a.catalog, err)
 	}
-	pool, err := newParser(1, slog.New(slog.DiscardHandler), nil)
+	pool, err := newParser("", 1, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return nil, nil, err
 	}

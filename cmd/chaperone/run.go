@@ -18,6 +18,7 @@ import (
 
 	"chaperone.dev/chaperone/envoy"
 	"chaperone.dev/chaperone/internal/config"
+	"chaperone.dev/chaperone/internal/sql/parser"
 	"chaperone.dev/chaperone/internal/telemetry"
 )
 
@@ -37,8 +38,8 @@ func runCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "run",
 		Short: "Run the gateway: starts and watches serve and Envoy",
-		Long: `run is the parent: it starts 'chaperone serve' and Envoy, restarts what ends, and
-takes both with it when it ends itself, however it ends.`,
+		Long: `run is the parent: it starts 'chaperone serve', the SQL parser workers and Envoy,
+restarts what ends, and takes all with it when it ends itself, however it ends.`,
 		Example: "  chaperone run --config chaperone.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -68,6 +69,7 @@ type parent struct {
 	file   string
 	log    *slog.Logger
 
+	nursery string // folder of the parser workers
 	serving atomic.Pointer[os.Process]
 }
 
@@ -79,7 +81,12 @@ func (p *parent) run(ctx context.Context, noEnvoy bool) error {
 	signal.Notify(hangup, syscall.SIGHUP) // unhandled, it ends the process
 	defer signal.Stop(hangup)
 	p.pidFile("run", os.Getpid())
+	nursery, err := p.parsers()
+	if err != nil {
+		return err
+	}
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return nursery.Run(ctx) })
 	group.Go(func() error { return p.keep(ctx) })
 	group.Go(func() error { return p.relay(ctx, hangup) })
 	if !noEnvoy {
@@ -91,6 +98,17 @@ func (p *parent) run(ctx context.Context, noEnvoy bool) error {
 		group.Go(func() error { return p.note(ctx, "envoy", supervisor.PID) })
 	}
 	return group.Wait()
+}
+
+// parsers are the SQL parser workers, which outlive serve: it finds them warm
+// when it is started again.
+func (p *parent) parsers() (*parser.Nursery, error) {
+	worker, err := workerCommand()
+	if err != nil {
+		return nil, err
+	}
+	p.nursery = filepath.Join(p.config.Sockets, "parsers")
+	return parser.NewNursery(parser.NurseryConfig{Command: worker, Dir: p.nursery, Workers: p.config.Parsers, Logger: p.log})
 }
 
 func (p *parent) envoy(ctx context.Context) (*envoy.Supervisor, error) {
@@ -135,7 +153,7 @@ func (p *parent) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, self, "serve", "--config", p.file)
+	cmd := exec.CommandContext(ctx, self, "serve", "--config", p.file, "--"+nurseryFlag, p.nursery)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.WaitDelay = stopWithin
 	return startTied(cmd, func(pid int) {

@@ -38,7 +38,7 @@ import (
 )
 
 func serveCommand() *cobra.Command {
-	var file string
+	var file, nursery string
 	c := &cobra.Command{
 		Use:     "serve",
 		Short:   "Run the control plane and the services beside an Envoy that runs elsewhere",
@@ -50,7 +50,7 @@ func serveCommand() *cobra.Command {
 				return err
 			}
 			log := telemetry.Logger(c.ErrOrStderr(), level(cfg))
-			err = serve(c.Context(), file, cfg, log)
+			err = serve(c.Context(), file, nursery, cfg, log)
 			if err != nil {
 				log.Error("serve failed", "error", err)
 				return errReported
@@ -59,8 +59,13 @@ func serveCommand() *cobra.Command {
 		},
 	}
 	configFlag(c, &file)
+	c.Flags().StringVar(&nursery, nurseryFlag, "", "folder of the parser workers that run keeps")
+	_ = c.Flags().MarkHidden(nurseryFlag)
 	return c
 }
+
+// nurseryFlag is how run tells serve of the parser workers that it keeps.
+const nurseryFlag = "parser-nursery"
 
 // A server is the whole of chaperone serve. Its members are made in the order
 // in which they stand and closed in the reverse.
@@ -100,7 +105,7 @@ func (s *server) close() error {
 
 // serve runs until ctx ends. Full state is loaded before the first Envoy is
 // answered: it takes what it is given for the whole truth.
-func serve(ctx context.Context, file string, cfg *config.Config, log *slog.Logger) (err error) {
+func serve(ctx context.Context, file, nursery string, cfg *config.Config, log *slog.Logger) (err error) {
 	s := &server{log: log, hangup: make(chan os.Signal, 1)}
 	signal.Notify(s.hangup, syscall.SIGHUP) // from the start: unhandled, it ends the process
 	defer signal.Stop(s.hangup)
@@ -113,7 +118,7 @@ func serve(ctx context.Context, file string, cfg *config.Config, log *slog.Logge
 	if err := s.state(ctx, cfg); err != nil {
 		return err
 	}
-	if err := s.rules(file, cfg); err != nil {
+	if err := s.rules(file, nursery, cfg); err != nil {
 		return err
 	}
 	return s.run(ctx, cfg)
@@ -162,8 +167,8 @@ func (s *server) state(ctx context.Context, cfg *config.Config) (err error) {
 }
 
 // rules loads the first revision.
-func (s *server) rules(file string, cfg *config.Config) error {
-	pool, err := newParser(cfg.Parsers, s.log, s.metrics)
+func (s *server) rules(file, nursery string, cfg *config.Config) error {
+	pool, err := newParser(nursery, cfg.Parsers, s.log, s.metrics)
 	if err != nil {
 		return err
 	}

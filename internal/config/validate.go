@@ -25,7 +25,7 @@ var (
 )
 
 // maxSocketPath is what fits in a sockaddr_un, less the longest socket name.
-const maxSocketPath = 107 - len("/services.sock")
+const maxSocketPath = 107 - len("/parsers/worker-00.sock")
 
 type validation struct {
 	config *Config

@@ -12,7 +12,8 @@ import (
 
 // Config says how a Pool runs its workers. Zero values take the defaults.
 type Config struct {
-	Command    []string      // program and arguments of a worker; it must call Serve. Required
+	Command    []string      // program and arguments of a worker; it must call Work
+	Nursery    string        // or the folder of a Nursery, which also settles Workers
 	Workers    int           // statements parsed at once; 2
 	Spares     int           // warm workers that wait to replace a lost one; 1
 	Queue      int           // statements that may wait for a worker; 64

@@ -4,7 +4,8 @@
 // The grammar is C compiled to WebAssembly. Deep input exhausts its stack, and
 // an instance that failed once may answer the next statement wrongly. So it
 // runs in worker processes: the same binary, started with a hidden argument and
-// nothing of this process but one pipe pair.
+// nothing of this process but one pipe pair, or one listening socket where a
+// Nursery keeps them for pools that come and go.
 //
 //	Pool.Parse ─► bounds in Go (bytes, NUL, UTF-8) ─► a worker, one statement at a time
 //	                                                    │ Scan: tokens, nesting, operators bounded

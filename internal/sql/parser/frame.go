@@ -9,12 +9,12 @@ import (
 	pg "github.com/pganalyze/pg_query_go/v6"
 )
 
-// A frame is what crosses the pipes, both ways:
+// A frame is what crosses the pipes or the socket, both ways:
 //
 //	length uint32 of what follows | id uint64 | kind byte | payload
 //
 // An answer carries the id of its request. A worker sends one ready frame with
-// id 0 first.
+// id 0 first, on every connection.
 type frame struct {
 	id      uint64
 	kind    frameKind
@@ -24,7 +24,7 @@ type frame struct {
 type frameKind byte
 
 const (
-	frameReady   frameKind = 'R' // worker: warm
+	frameReady   frameKind = 'R' // worker: warm; its process id uint32
 	frameParse   frameKind = 'P' // pool: text
 	frameTree    frameKind = 'T' // worker: shape, tokens, tree
 	frameRefused frameKind = 'E' // worker: position uint32, SQLSTATE (5 bytes), message

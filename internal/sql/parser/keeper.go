@@ -3,8 +3,11 @@ package parser
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"runtime"
@@ -13,33 +16,38 @@ import (
 	"time"
 )
 
+// A link is one direction of what joins a pool and a worker, or both.
+type link interface {
+	io.ReadWriteCloser
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+}
+
 // A worker is one process. One statement at a time uses it.
 type worker struct {
-	cmd        *exec.Cmd
-	requests   *os.File      // its standard input
-	answers    *os.File      // its standard output
+	pid        int           // as the system says, or the kept worker itself
+	requests   link          // its standard input, or the connection
+	answers    link          // its standard output, or the connection
 	reader     *bufio.Reader // of answers
 	ended      chan struct{}
+	gone       func() bool // whether a kept worker left while idle; nil for one of our own
+	end        func()      // ends the process
 	killing    sync.Once
 	nextID     uint64
 	statements int
 }
-
-func (w *worker) pid() int { return w.cmd.Process.Pid }
 
 func (w *worker) dead() bool {
 	select {
 	case <-w.ended:
 		return true
 	default:
-		return false
+		return w.gone != nil && w.gone()
 	}
 }
 
 // kill ends the process; its keeper reaps it.
-func (w *worker) kill() {
-	w.killing.Do(func() { _ = w.cmd.Process.Kill() })
-}
+func (w *worker) kill() { w.killing.Do(w.end) }
 
 // exchange sends text and waits for the answer with the same id. The error is
 // an *Error when the worker refused the text; after any other the worker is to
@@ -92,6 +100,7 @@ func (i *idleWorkers) take() (*worker, <-chan struct{}) {
 		if !w.dead() {
 			return w, nil
 		}
+		w.kill() // its keeper looks for another
 	}
 	return nil, i.wake
 }
@@ -112,32 +121,44 @@ func (i *idleWorkers) remove(w *worker) {
 }
 
 // keepWorker keeps one worker alive until the pool closes.
-func (p *Pool) keepWorker(warming chan struct{}) {
+func (p *Pool) keepWorker(start func() (*worker, error)) {
 	defer p.keepers.Done()
+	keep(p.ctx, p.log, func() error {
+		w, err := p.warmWorker(start)
+		if err != nil {
+			return err
+		}
+		p.metrics.workers.Inc()
+		defer p.metrics.workers.Dec()
+		p.idle.put(w)
+		select {
+		case <-w.ended:
+		case <-p.ctx.Done():
+			w.kill()
+			<-w.ended
+		}
+		p.idle.remove(w)
+		return nil
+	})
+}
+
+// keep runs one worker after the other until ctx ends, with a growing pause
+// between those that do not start.
+func keep(ctx context.Context, log *slog.Logger, run func() error) {
 	pause := firstPause
-	for p.ctx.Err() == nil {
-		w, err := p.warmWorker(warming)
+	for ctx.Err() == nil {
+		err := run()
 		if err == nil {
 			pause = firstPause
-			p.metrics.workers.Inc()
-			p.idle.put(w)
-			select {
-			case <-w.ended:
-			case <-p.ctx.Done():
-				w.kill()
-				<-w.ended
-			}
-			p.idle.remove(w)
-			p.metrics.workers.Dec()
 			continue
 		}
-		if p.ctx.Err() != nil {
+		if ctx.Err() != nil {
 			return
 		}
-		p.log.Error("parser worker did not start", "error", err, "retry_in", pause)
+		log.Error("parser worker did not start", "error", err, "retry_in", pause)
 		select {
 		case <-time.After(pause):
-		case <-p.ctx.Done():
+		case <-ctx.Done():
 		}
 		pause = min(2*pause, longestPause)
 	}
@@ -145,21 +166,20 @@ func (p *Pool) keepWorker(warming chan struct{}) {
 
 // warmWorker starts a worker and returns it once it has answered the canary.
 // The process is gone when an error is returned.
-func (p *Pool) warmWorker(warming chan struct{}) (*worker, error) {
+func (p *Pool) warmWorker(start func() (*worker, error)) (*worker, error) {
 	select {
-	case warming <- struct{}{}:
-		defer func() { <-warming }()
+	case p.warming <- struct{}{}:
+		defer func() { <-p.warming }()
 	case <-p.ctx.Done():
 		return nil, p.ctx.Err()
 	}
-	w, err := p.startWorker()
+	w, err := start()
 	if err != nil {
 		return nil, err
 	}
 	cancel := context.AfterFunc(p.ctx, w.kill)
 	defer cancel()
-	err = w.awaitReady()
-	if err == nil {
+	if w.pid, err = w.awaitReady(); err == nil {
 		err = p.checkCanary(w)
 	}
 	if err != nil {
@@ -170,49 +190,64 @@ func (p *Pool) warmWorker(warming chan struct{}) (*worker, error) {
 	return w, nil
 }
 
-func (w *worker) awaitReady() error {
+// awaitReady returns the worker's process, as it says itself.
+func (w *worker) awaitReady() (pid int, err error) {
 	if err := w.answers.SetReadDeadline(time.Now().Add(warmUp)); err != nil {
-		return fmt.Errorf("set the deadline: %w", err)
+		return 0, fmt.Errorf("set the deadline: %w", err)
 	}
 	f, err := readFrame(w.reader, maxAnswer)
 	if err != nil {
-		return fmt.Errorf("await the worker: %w", err)
+		return 0, fmt.Errorf("await the worker: %w", err)
 	}
-	if f.kind != frameReady || f.id != 0 {
-		return fmt.Errorf("await the worker: %w: kind %q", errFrame, f.kind)
+	if f.kind != frameReady || f.id != 0 || len(f.payload) != 4 {
+		return 0, fmt.Errorf("await the worker: %w: kind %q", errFrame, f.kind)
 	}
-	return nil
+	return int(binary.BigEndian.Uint32(f.payload)), nil
 }
 
-// A startRequest asks the starter for a process.
+// A starter starts every worker from one thread that lives as long as they do:
+// the kernel takes the end of the starting thread for the end of the parent.
+type starter struct {
+	requests chan startRequest
+	done     sync.WaitGroup
+}
+
 type startRequest struct {
 	cmd  *exec.Cmd
 	done chan error
 }
 
-// runStarter starts every worker from one thread that lives as long as the
-// pool: the kernel takes the end of the starting thread for the end of the
-// parent.
-func (p *Pool) runStarter() {
-	defer p.starter.Done()
+// run lasts until users, those who may call start, are done.
+func (s *starter) run(users *sync.WaitGroup) {
+	defer s.done.Done()
 	runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
-	// Keepers stop first, so that no worker is killed by the thread's end while
-	// its keeper still counts on it.
-	keepersDone := make(chan struct{})
-	go func() { p.keepers.Wait(); close(keepersDone) }()
+	usersDone := make(chan struct{})
+	go func() { users.Wait(); close(usersDone) }()
 	for {
 		select {
-		case r := <-p.starts:
+		case r := <-s.requests:
 			r.done <- r.cmd.Start()
-		case <-keepersDone:
+		case <-usersDone:
 			return
 		}
 	}
 }
 
-// startWorker starts a process with an empty environment, nothing of ours but
-// its two pipes, and what it prints thrown away: a stack trace may hold the
-// statement.
+func (s *starter) start(cmd *exec.Cmd) error {
+	r := startRequest{cmd: cmd, done: make(chan error, 1)}
+	s.requests <- r
+	return <-r.done
+}
+
+// command is a worker's: an empty environment, and what it prints thrown away,
+// for a stack trace may hold the statement.
+func command(argv []string) *exec.Cmd {
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env, cmd.Dir, cmd.SysProcAttr = []string{}, "/", workerAttributes()
+	return cmd
+}
+
+// startWorker starts a process with nothing of ours but its two pipes.
 func (p *Pool) startWorker() (*worker, error) {
 	childIn, requests, err := os.Pipe()
 	if err != nil {
@@ -222,17 +257,15 @@ func (p *Pool) startWorker() (*worker, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start a parser worker: %w", err), childIn.Close(), requests.Close())
 	}
-	cmd := exec.Command(p.config.Command[0], p.config.Command[1:]...)
-	cmd.Env, cmd.Dir, cmd.Stdin, cmd.Stdout = []string{}, "/", childIn, childOut
-	cmd.SysProcAttr = workerAttributes()
-	r := startRequest{cmd: cmd, done: make(chan error, 1)}
-	p.starts <- r // the starter outlives every keeper
-	err = <-r.done
+	cmd := command(p.config.Command)
+	cmd.Stdin, cmd.Stdout = childIn, childOut
+	err = p.starter.start(cmd) // the starter outlives every keeper
 	_ = errors.Join(childIn.Close(), childOut.Close())
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start a parser worker: %w", err), requests.Close(), answers.Close())
 	}
-	w := &worker{cmd: cmd, requests: requests, answers: answers, reader: bufio.NewReader(answers), ended: make(chan struct{})}
+	w := &worker{requests: requests, answers: answers, reader: bufio.NewReader(answers), ended: make(chan struct{}),
+		end: func() { _ = cmd.Process.Kill() }}
 	p.keepers.Add(1)
 	go func() {
 		defer p.keepers.Done()

@@ -37,41 +37,57 @@ type Pool struct {
 	queue   chan struct{} // one place for each statement admitted
 	serving chan struct{} // one place for each statement being parsed
 	idle    idleWorkers
-	starts  chan startRequest
+	warming chan struct{} // one place for each worker that may start at once
 
 	ctx     context.Context // of the pool's life, for its own goroutines only
 	stop    context.CancelFunc
 	keepers sync.WaitGroup // one for each worker
-	starter sync.WaitGroup
+	starter starter        // of workers of our own
 }
 
-// NewPool starts the workers and returns at once; Parse waits for the first to
-// be warm. Close ends them.
+// NewPool starts the workers, or finds those of a Nursery, and returns at once;
+// Parse waits for the first to be warm. Close ends its own, and leaves those of
+// a Nursery to the next pool.
 func NewPool(c Config) (*Pool, error) {
-	if len(c.Command) == 0 {
-		return nil, errors.New("parser pool: no worker command")
+	if (len(c.Command) == 0) == (c.Nursery == "") {
+		return nil, errors.New("parser pool: needs the command of workers or the folder of a nursery")
 	}
 	if err := c.complete(); err != nil {
+		return nil, fmt.Errorf("parser pool: %w", err)
+	}
+	kept, err := keptSockets(c.Nursery)
+	if err != nil {
 		return nil, fmt.Errorf("parser pool: %w", err)
 	}
 	m, err := newMetrics(c.Registerer)
 	if err != nil {
 		return nil, fmt.Errorf("parser pool: %w", err)
 	}
+	if len(kept) > 0 {
+		c.Spares = min(c.Spares, len(kept)-1)
+		c.Workers = len(kept) - c.Spares
+	}
 	workers := c.Workers + c.Spares
 	ctx, stop := context.WithCancel(context.Background())
 	p := &Pool{
 		config: c, log: c.Logger, metrics: m, ctx: ctx, stop: stop,
 		queue: make(chan struct{}, c.Workers+c.Queue), serving: make(chan struct{}, c.Workers),
-		idle: idleWorkers{wake: make(chan struct{})}, starts: make(chan startRequest),
+		idle: idleWorkers{wake: make(chan struct{})}, starter: starter{requests: make(chan startRequest)},
 	}
 	p.keepers.Add(workers) // before the starter, which stays for as long as there are keepers
-	p.starter.Add(1)
-	go p.runStarter()
+	if len(kept) > 0 {
+		p.warming = make(chan struct{}, workers) // the nursery sees to their order
+		for _, socket := range kept {
+			go p.keepWorker(func() (*worker, error) { return p.visit(socket) })
+		}
+		return p, nil
+	}
+	p.starter.done.Add(1)
+	go p.starter.run(&p.keepers)
 	// One worker warms up at a time: compiling takes a whole core and 250 MB.
-	warming := make(chan struct{}, 1)
+	p.warming = make(chan struct{}, 1)
 	for range workers {
-		go p.keepWorker(warming)
+		go p.keepWorker(p.startWorker)
 	}
 	return p, nil
 }
@@ -113,12 +129,12 @@ func (p *Pool) Ready(ctx context.Context) error {
 	return err
 }
 
-// Close ends every worker and waits for them. Statements in flight get
+// Close ends every worker of its own and waits for them. Statements in flight get
 // ErrUnavailable or are refused.
 func (p *Pool) Close() {
 	p.stop()
 	p.keepers.Wait()
-	p.starter.Wait()
+	p.starter.done.Wait()
 }
 
 func (p *Pool) parse(ctx context.Context, text string) (*Result, error) {
@@ -247,7 +263,7 @@ func digest(payload []byte) string { return fmt.Sprintf("%x", sha256.Sum256(payl
 func (p *Pool) lose(w *worker, err error) error {
 	w.kill()
 	p.metrics.lost.Inc()
-	p.log.Warn("parser worker killed", "pid", w.pid(), "error", err)
+	p.log.Warn("parser worker killed", "pid", w.pid, "error", err)
 	if p.ctx.Err() != nil {
 		return fmt.Errorf("%w: closed", ErrUnavailable)
 	}

@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 
 func startPool(t testing.TB, c Config) *Pool {
 	t.Helper()
-	if c.Command == nil {
+	if c.Command == nil && c.Nursery == "" {
 		c.Command = []string{workerBinary}
 	}
 	p, err := NewPool(c)
@@ -203,7 +203,7 @@ func TestLostWorkerIsReplaced(t *testing.T) {
 	parse(t, p, "select 1")
 	testSilentWorker(t, p)
 	w := awaitIdle(t, p)
-	if err := syscall.Kill(w.pid(), syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(w.pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	// Dead while idle: at worst one statement is refused, the next is served.
@@ -213,7 +213,7 @@ func TestLostWorkerIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	parse(t, p, "select 3")
-	last := awaitIdle(t, p).pid()
+	last := awaitIdle(t, p).pid
 	p.Close()
 	if err := syscall.Kill(last, 0); !errors.Is(err, syscall.ESRCH) {
 		t.Errorf("a worker outlived its pool: %v", err)
@@ -242,11 +242,11 @@ func awaitIdle(t *testing.T, p *Pool) *worker {
 func testSilentWorker(t *testing.T, p *Pool) {
 	t.Helper()
 	w := awaitIdle(t, p)
-	if err := syscall.Kill(w.pid(), syscall.SIGSTOP); err != nil {
+	if err := syscall.Kill(w.pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	// The signal is sent, but until every thread has taken it the worker answers.
-	if err := unix.Waitid(unix.P_PID, w.pid(), nil, unix.WSTOPPED|unix.WNOWAIT, nil); err != nil {
+	if err := unix.Waitid(unix.P_PID, w.pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil); err != nil {
 		t.Fatal(err)
 	}
 	_, err := p.run(mustTake(t, p, w), "select 2")
@@ -296,7 +296,7 @@ func TestLyingWorkerNeverServes(t *testing.T) {
 	t.Parallel()
 	for _, command := range [][]string{
 		{"/bin/sh", "-c", "echo hello; read x"},
-		{"/bin/sh", "-c", `printf '\000\000\000\011\000\000\000\000\000\000\000\000R'; read x; printf '\000\000\000\015\000\000\000\000\000\000\000\001T\000\000\000\000'; read x`},
+		{"/bin/sh", "-c", `printf '\000\000\000\015\000\000\000\000\000\000\000\000R\000\000\000\001'; read x; printf '\000\000\000\015\000\000\000\000\000\000\000\001T\000\000\000\000'; read x`},
 		{"/nonexistent"},
 	} {
 		p := startPool(t, Config{Command: command, Workers: 1, Spares: 1, Timeout: 100 * time.Millisecond})
@@ -314,7 +314,7 @@ var errTest = errors.New("the test waited long enough")
 func TestWorkerEnvironment(t *testing.T) {
 	t.Parallel()
 	parse(t, shared, "select 1")
-	pid := awaitIdle(t, shared).pid()
+	pid := awaitIdle(t, shared).pid
 	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil || len(environ) != 0 {
 		t.Errorf("environment %q, %v", environ, err)

@@ -2,6 +2,7 @@ package parser
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
@@ -23,26 +25,98 @@ const cpuPerStatement = 5 * time.Second
 // errWorkerSpent ends a worker whose grammar failed.
 var errWorkerSpent = errors.New("the grammar failed: this worker is spent")
 
-// Serve is the worker: it answers requests from in on out until in ends, and
-// returns nil then. The process must do nothing else: Serve limits its memory,
-// CPU and files, and sends what the grammar prints to nowhere the pool reads.
+// Kept is the argument that makes a process the worker of a Nursery instead of
+// a pool's own.
+const Kept = "kept"
+
+// Work is all that a worker process does; args are those behind its name.
+func Work(args []string) error {
+	switch {
+	case len(args) == 0:
+		return Serve(os.Stdin, os.Stdout)
+	case len(args) == 1 && args[0] == Kept:
+		return ServeKept(3, os.Stdout)
+	}
+	return fmt.Errorf("a parser worker takes no argument %q", args)
+}
+
+// Serve is the worker of a pool: it answers requests from in on out until in
+// ends, and returns nil then. The process must do nothing else: Serve limits its
+// memory, CPU and files, and sends what the grammar prints to nowhere the pool
+// reads.
 func Serve(in io.Reader, out io.Writer) error {
+	w, err := warm()
+	if err != nil {
+		return err
+	}
+	return w.serve(in, out)
+}
+
+// ServeKept is the worker of a Nursery: once warm it says so on out, and then
+// serves one connection after the other from the listening socket, until one
+// ends within a frame or an answer. Then it returns, and the process is
+// to end: nothing that a pool distrusts is used again.
+func ServeKept(socket int, out io.Writer) error {
+	if err := syscall.SetNonblock(socket, false); err != nil { // there is nothing else to do than to wait
+		return fmt.Errorf("the listening socket: %w", err)
+	}
+	w, err := warm()
+	if err != nil {
+		return err
+	}
+	if err := writeFrame(out, readyFrame()); err != nil {
+		return fmt.Errorf("report warm: %w", err)
+	}
+	for {
+		fd, _, err := syscall.Accept(socket)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("accept: %w", err)
+		}
+		pool := os.NewFile(uintptr(fd), "pool")
+		err = w.serve(pool, pool)
+		_ = pool.Close()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// A warmWorker has compiled the grammar and confined its process.
+type warmWorker struct {
+	trees *transcoder
+	bound *cpuBound
+}
+
+func warm() (*warmWorker, error) {
 	os.Stdout = os.Stderr // the grammar's own standard output must not reach the frames
 	if err := confine(); err != nil {
-		return fmt.Errorf("confine the parser worker: %w", err)
+		return nil, fmt.Errorf("confine the parser worker: %w", err)
 	}
 	bound, err := newCPUBound()
 	if err != nil {
-		return fmt.Errorf("confine the parser worker: %w", err)
+		return nil, fmt.Errorf("confine the parser worker: %w", err)
 	}
 	trees := newTranscoder()
 	if f := answer(trees, canary); f.kind != frameTree { // compiles the grammar
-		return errWorkerSpent
+		return nil, errWorkerSpent
 	}
 	debug.FreeOSMemory()  // compiling takes 250 MB, serving 45
 	runtime.GOMAXPROCS(1) // one statement at a time: more would only wake one another
+	return &warmWorker{trees: trees, bound: bound}, nil
+}
+
+// readyFrame says that this process is warm.
+func readyFrame() frame {
+	return frame{kind: frameReady, payload: binary.BigEndian.AppendUint32(nil, uint32(os.Getpid()))}
+}
+
+// serve answers requests until in ends between two of them.
+func (w *warmWorker) serve(in io.Reader, out io.Writer) error {
 	requests := bufio.NewReader(in)
-	if err := writeFrame(out, frame{kind: frameReady}); err != nil {
+	if err := writeFrame(out, readyFrame()); err != nil {
 		return fmt.Errorf("report ready: %w", err)
 	}
 	for {
@@ -56,10 +130,10 @@ func Serve(in io.Reader, out io.Writer) error {
 		if req.kind != frameParse {
 			return fmt.Errorf("read request: %w: kind %q", errFrame, req.kind)
 		}
-		if err := bound.next(cpuPerStatement); err != nil {
+		if err := w.bound.next(cpuPerStatement); err != nil {
 			return err
 		}
-		f := answer(trees, string(req.payload))
+		f := answer(w.trees, string(req.payload))
 		f.id = req.id
 		if err := writeFrame(out, f); err != nil {
 			return fmt.Errorf("answer: %w", err)

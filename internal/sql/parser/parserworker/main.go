@@ -10,7 +10,7 @@ import (
 )
 
 func main() {
-	if parser.Serve(os.Stdin, os.Stdout) != nil {
+	if parser.Work(os.Args[1:]) != nil {
 		os.Exit(1)
 	}
 }
