@@ -408,6 +408,36 @@ func TestDetectors(t *testing.T) {
 		t.Errorf("binary: %q, %v", card, err)
 	}
 
+	t.Run("in errors and notices", func(t *testing.T) {
+		const number = "4111111111111111"
+		if err := g.pg.Exec(t.Context(), "orders", "create or replace function shout(t text) returns text language plpgsql as $$ begin raise notice 'a %', t using detail = t, hint = t; return 'said'; end $$"); err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range []string{
+			"select card::int from customers where id = 1", "select shout(card) from customers where id = 1",
+			"insert into notes (id, body) select 8000 + id, card from customers where id < 3", "select ('{' || card || '}')::jsonb from customers where id = 1",
+		} {
+			said := func(w *wire) (all string) {
+				w.send(&pgproto3.Query{String: text})
+				for {
+					msg := w.receive()
+					if all += fmt.Sprintf("%+v\n", msg); line(msg) == "ready I" {
+						return all
+					}
+				}
+			}
+			if straight := said(g.straightWire(t)); !strings.Contains(straight, number) {
+				t.Errorf("control: %s says %q", text, straight)
+			}
+			if got := said(w); strings.Contains(got, number) || !strings.Contains(got, "***1111") {
+				t.Errorf("%s says %q", text, got)
+			}
+		}
+		if all := fmt.Sprintf("%+v", g.recorder.all()); strings.Contains(all, "\""+number+"\"") {
+			t.Error("the recording holds it")
+		}
+	})
+
 	t.Run("a mask that nobody can apply", func(t *testing.T) {
 		for name, m := range map[string]access.Mask{"detect": {Detect: []string{"X"}}, "json": {JSON: "/a"}} {
 			g := start(t, "18")

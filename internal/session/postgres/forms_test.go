@@ -16,7 +16,7 @@ import (
 
 // judged is a gateway with the real judge that masks the SSN and lets
 // everything through but DELETE.
-func judged(t *testing.T, version string, options ...option) *gateway {
+func judged(t testing.TB, version string, options ...option) *gateway {
 	t.Helper()
 	analyzer := realAnalyzer(t)
 	ssn := access.Mask{Column: "public.customers.ssn"}

@@ -348,8 +348,18 @@ func (s *session) shownError(e *pgproto3.ErrorResponse, st *statement) *pgproto3
 	if s.masked {
 		filterError(&shown)
 	}
-	if shown.Position > 0 && st != nil && st.forward != nil {
+	if st == nil {
+		return &shown
+	}
+	if shown.Position > 0 && st.forward != nil {
 		shown.Position = int32(st.forward.ClientPosition(int(shown.Position)) + st.offset)
+	}
+	if st.detect != nil { // a value that fails a cast is told in the message
+		for _, text := range []*string{&shown.Message, &shown.Detail, &shown.Hint, &shown.Where} {
+			if masked, found := st.detect([]byte(*text)); found {
+				*text = string(masked)
+			}
+		}
 	}
 	return &shown
 }
@@ -367,7 +377,11 @@ func (s *session) notice(ctx context.Context, body []byte) error {
 	if s.masked && (strings.HasPrefix(severity, "DEBUG") || severity == "LOG") {
 		return nil // inner workings, values among them
 	}
-	shown := s.shownError((*pgproto3.ErrorResponse)(&n), nil)
+	var of *statement
+	if len(s.steps) > 0 {
+		of = s.steps[0].statement
+	}
+	shown := s.shownError((*pgproto3.ErrorResponse)(&n), of)
 	shown.Position = 0
 	if err := s.emit((*pgproto3.NoticeResponse)(shown)); err != nil {
 		return err
