@@ -30,7 +30,7 @@ demo: build ## run the main job on this machine; ONCE=1 exits after the story, D
 	bin/chaperone demo $(if $(ONCE),--once) $(if $(DIR),--dir $(DIR)) $(if $(HTTPS_PORT),--https-port $(HTTPS_PORT)) $(if $(POSTGRES_PORT),--postgres-port $(POSTGRES_PORT))
 
 tools: ## install the real servers and checkers that the tests use
-	@tools/install envoy postgres dex keycloak redis openssh python jaeger kubernetes browser staticcheck govulncheck
+	@tools/install envoy postgres postgres-tls dex keycloak redis openssh python jaeger kubernetes browser staticcheck govulncheck
 
 test: tools build vet lint race e2e docs differential fuzz vuln ## run everything
 	@echo "make test: all parts passed"

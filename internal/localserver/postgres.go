@@ -2,6 +2,7 @@ package localserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -58,6 +59,17 @@ func PostgresBin(version string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("PostgreSQL %s is neither on PATH, in the distribution's folder nor in the tools folder: run tools/install postgres", version)
+}
+
+// TLSVersion is the version of a PostgreSQL that was built with TLS, which the
+// pinned ones were not: that of the distribution.
+func TLSVersion() (string, error) {
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
+	slices.Sort(found)
+	for _, program := range slices.Backward(found) {
+		return majorVersion(filepath.Dir(program)), nil
+	}
+	return "", errors.New("there is no PostgreSQL in the distribution's folder: run tools/install postgres-tls")
 }
 
 func majorVersion(bin string) string {
