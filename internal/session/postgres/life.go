@@ -66,9 +66,11 @@ func (s *session) guarded(run func() error) (err error) {
 const killGrace = 100 * time.Millisecond
 
 // watch ends what the session waits for when it must not wait any longer: its
-// context ended, or its client left while a statement runs.
+// context ended, or its client left while a statement runs and the target does
+// not answer to that.
 func (s *session) watch(ctx context.Context, done <-chan struct{}) {
 	gone := s.in.gone
+	var silent <-chan time.Time
 	for {
 		select {
 		case <-done:
@@ -78,6 +80,12 @@ func (s *session) watch(ctx context.Context, done <-chan struct{}) {
 			if s.isRunning() {
 				s.up.cancel()
 			}
+			patience := time.NewTimer(s.cfg.LeaveTimeout)
+			defer patience.Stop()
+			silent = patience.C
+		case <-silent:
+			s.up.interrupt()
+			return
 		case <-ctx.Done():
 			if s.isRunning() {
 				s.up.cancel()

@@ -415,12 +415,15 @@ func btoi(b bool) int {
 	return 0
 }
 
+// impatient gives a target little time that leaves a message unfinished.
+func impatient(_ *gateway, c *Config, _ *Deps) { c.LeaveTimeout = 200 * time.Millisecond }
+
 // TestModelWild: a client that sends bent messages, and a target that answers
 // with them, can end their own session and no other. The client is told no more
 // answers than it asked questions and no row that was not recorded.
 func TestModelWild(t *testing.T) {
 	t.Parallel()
-	g := judged(t, "18")
+	g := judged(t, "18", impatient)
 	w := newWitness(t, g)
 	bystander := g.wire(t)
 	for seed := range uint64(60) {
@@ -505,7 +508,7 @@ func FuzzModel(f *testing.F) {
 	f.Add(uint64(1000), byte(0))
 	f.Add(uint64(1001), byte(1))
 	f.Add(uint64(1002), byte(2))
-	g := judged(f, "18")
+	g := judged(f, "18", impatient)
 	w := newWitness(f, g)
 	bystander := g.wire(f)
 	f.Fuzz(func(t *testing.T, seed uint64, kind byte) {

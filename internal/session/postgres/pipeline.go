@@ -260,6 +260,9 @@ func (s *session) upstreamFault(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	if s.in.isGone() { // nobody is there to tell, and the target may have had its time
+		return fmt.Errorf("%w: %w", errClientLeft, err)
+	}
 	if isTooLong(err) {
 		d := s.newDenial(access.LimitExceeded, fmt.Sprintf("a row of the result is larger than %d bytes", s.cfg.MaxRow))
 		d.Hint = "select less in one row"

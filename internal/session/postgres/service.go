@@ -33,6 +33,9 @@ type Config struct {
 	StartupTimeout time.Duration
 	// DialTimeout bounds reaching and preparing the target. Default 10 s.
 	DialTimeout time.Duration
+	// LeaveTimeout bounds how long a target has to answer once its client has
+	// left and what ran was cancelled. Default 10 s.
+	LeaveTimeout time.Duration
 	// MaxUnauthenticated bounds connections that have not authenticated,
 	// MaxWaitingPerSource those of them from one address as Envoy saw it (of an
 	// IPv6 address its /64), and MaxSessions those that have. Defaults 256, 32
@@ -55,6 +58,7 @@ func (c Config) withDefaults() Config {
 	c.ApprovalWait = cmp.Or(c.ApprovalWait, 5*time.Minute)
 	c.StartupTimeout = cmp.Or(c.StartupTimeout, 10*time.Second)
 	c.DialTimeout = cmp.Or(c.DialTimeout, 10*time.Second)
+	c.LeaveTimeout = cmp.Or(c.LeaveTimeout, 10*time.Second)
 	c.MaxUnauthenticated = cmp.Or(c.MaxUnauthenticated, 256)
 	c.MaxWaitingPerSource = cmp.Or(c.MaxWaitingPerSource, 32)
 	c.MaxSessions = cmp.Or(c.MaxSessions, 1000)
