@@ -31,6 +31,9 @@ const (
 	samlRecipient = "https://gateway.e2e.test/oauth/token"
 )
 
+// kim works on the platform and reads recordings, and is known to Keycloak alone.
+const kim = "kim@example.com"
+
 // startKeycloak starts it when one of its tests will run.
 func startKeycloak(dir string) (err error) {
 	if keycloak.Keycloak, err = localserver.NewKeycloak(); err != nil {
@@ -44,7 +47,7 @@ func startKeycloak(dir string) (err error) {
 	go func() {
 		keycloak.ready <- keycloak.Start(context.Background(), filepath.Join(dir, "keycloak"), localserver.KeycloakConfig{
 			People: []localserver.Person{{Email: demo.Ada, Groups: []string{"orders-agents"}}, {Email: demo.Alan, Groups: []string{"platform"}}, {Email: demo.Tom},
-				{Email: demo.Sofia, Groups: []string{"security"}}},
+				{Email: kim, Groups: []string{"security", "platform"}}},
 			SAMLAudience: samlAudience, SAMLRecipient: samlRecipient, Console: "https://localhost:*"})
 	}()
 	return nil
@@ -53,7 +56,7 @@ func startKeycloak(dir string) (err error) {
 // withKeycloak makes the demo's configuration believe it, as docs/identity says.
 func withKeycloak(text string) string {
 	text = strings.Replace(text, "  logins:\n", `  logins:
-    - {issuer: keycloak, client: console, token: access}
+    - {issuer: keycloak, client: console, token: access, scope: openid email profile}
     - {issuer: keycloak-saml, label: keycloak by SAML}
 `, 1)
 	return strings.Replace(text, "  issuers:\n", fmt.Sprintf(`  issuers:
@@ -124,6 +127,10 @@ func TestKeycloak(t *testing.T) {
 	t.Run("SAML", func(t *testing.T) {
 		t.Parallel()
 		testSAML(t, s)
+	})
+	t.Run("Console", func(t *testing.T) {
+		t.Parallel()
+		testConsoleAtKeycloak(t, s)
 	})
 }
 

@@ -346,24 +346,7 @@ func TestSSHReplay(t *testing.T) {
 		t.Fatalf("%d %q %q", status, out, errs)
 	}
 	sofia := person(t, s, demo.Sofia)
-	session := ""
-	eventually(t, func() error {
-		out, err := cli(t, s, sofia, "sessions", "list", "-o", "json")
-		if err != nil {
-			return err
-		}
-		var list []console.SessionSummary
-		if err := json.Unmarshal([]byte(out), &list); err != nil {
-			return err
-		}
-		for _, one := range list {
-			if one.Principal.Token.ID == tokenID(tok) && !one.Live {
-				session = one.ID
-				return nil
-			}
-		}
-		return fmt.Errorf("it is not among %d sessions", len(list))
-	})
+	session := ended(t, s, sofia, tok)
 	replayed, err := cli(t, s, sofia, "sessions", "replay", session, "--speed", "0")
 	if err != nil || !strings.Contains(replayed, "red card *** end") || strings.ContainsAny(replayed, "\x1b\x07") || strings.Count(replayed, "1111 1111 1111") != 1 || !strings.Contains(replayed, "exit 4") {
 		t.Errorf("replayed (%v):\n%q", err, replayed)
@@ -379,4 +362,28 @@ func TestSSHReplay(t *testing.T) {
 	if out, err := cli(t, s, sofia, "sessions", "export", session, "--format", "gif"); err == nil {
 		t.Errorf("a format that is not there: %s", out)
 	}
+}
+
+// ended waits for the end of the session that was opened with a token, and
+// returns its id.
+func ended(t *testing.T, s *demo.Site, auditor, tok string) (session string) {
+	t.Helper()
+	eventually(t, func() error {
+		out, err := cli(t, s, auditor, "sessions", "list", "-o", "json")
+		if err != nil {
+			return err
+		}
+		var list []console.SessionSummary
+		if err := json.Unmarshal([]byte(out), &list); err != nil {
+			return err
+		}
+		for _, one := range list {
+			if one.Principal.Token.ID == tokenID(tok) && !one.Live {
+				session = one.ID
+				return nil
+			}
+		}
+		return fmt.Errorf("it is not among %d sessions", len(list))
+	})
+	return session
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"chaperone.dev/chaperone/internal/localserver"
 )
 
 // Run starts a Site, tells the story on it and, unless once, keeps it running
@@ -46,7 +48,9 @@ It keeps running until Ctrl-C. Tokens are in %[1]s; try, in another terminal:
   export PGPASSWORD=$(cat %[1]s/ada)
   psql "%[2]s"
   curl --cacert %[3]s -H "Authorization: Bearer $PGPASSWORD" %[4]s/http/billing/customers/2
-`, t.path("tokens"), t.ConnString(t.tls), t.path("ca.crt"), t.URL())
+The web console is at %[4]s/console (the certificate is the demo's own). Log in with dex as
+%[5]s (reviews), %[6]s (operates) or %[7]s (reads recordings), password: %[8]s
+`, t.path("tokens"), t.ConnString(t.tls), t.path("ca.crt"), t.URL(), Grace, Alan, Sofia, localserver.DexPassword)
 	<-ctx.Done()
 	return nil
 }

@@ -142,6 +142,7 @@ type server struct {
 	Config
 	renewals *pace
 	login    *login.Service // nil: the API only
+	logins   *pace
 	polls    polls
 }
 

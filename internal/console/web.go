@@ -10,9 +10,11 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"time"
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/console/login"
+	"chaperone.dev/chaperone/internal/record"
 )
 
 //go:embed web
@@ -26,26 +28,29 @@ type page struct {
 	// quiet is what a page asks for by itself: it does not keep a session from
 	// idling.
 	quiet bool
-	serve func(w http.ResponseWriter, r *http.Request, b *login.Session) error
+	// script is what only a script of ours asks for: another page may not even
+	// have it sent.
+	script bool
+	serve  func(w http.ResponseWriter, r *http.Request, b *login.Session) error
 }
 
 // pages are all that needs a login. What changes something is a POST.
 func (s *server) pages() map[string]page {
 	const anything = "GET /api/v1/openapi.json"
 	return map[string]page{
-		"GET /console/{$}":                     {anything, false, s.home},
-		"POST /console/logout":                 {"", false, s.logout},
-		"GET /console/approvals":               {"GET /api/v1/approvals", false, s.approvalsPage},
-		"GET /console/approvals/rows":          {"GET /api/v1/approvals", true, s.approvalRows},
-		"GET /console/approvals/{id}":          {"GET /api/v1/approvals/{id}", false, s.approvalPage},
-		"GET /console/approvals/{id}/state":    {"GET /api/v1/approvals/{id}", true, s.approvalState},
-		"POST /console/approvals/{id}/approve": {"POST /api/v1/approvals/{id}/approve", false, s.answerForm(true)},
-		"POST /console/approvals/{id}/refuse":  {"POST /api/v1/approvals/{id}/refuse", false, s.answerForm(false)},
-		"GET /console/sessions":                {"GET /api/v1/sessions", false, s.sessionsPage},
-		"GET /console/sessions/{id}":           {"GET /api/v1/sessions", false, s.sessionPage},
-		"GET /console/sessions/{id}/cast":      {"GET /api/v1/sessions/{id}/events", false, s.cast},
-		"POST /console/sessions/{id}/kill":     {"POST /api/v1/kill", false, s.killForm},
-		"GET /console/status":                  {"GET /api/v1/status", false, s.statusPage},
+		"GET /console/{$}":                     {op: anything, serve: s.home},
+		"POST /console/logout":                 {op: "", serve: s.logout},
+		"GET /console/approvals":               {op: "GET /api/v1/approvals", serve: s.approvalsPage},
+		"GET /console/approvals/rows":          {op: "GET /api/v1/approvals", quiet: true, script: true, serve: s.approvalRows},
+		"GET /console/approvals/{id}":          {op: "GET /api/v1/approvals/{id}", serve: s.approvalPage},
+		"GET /console/approvals/{id}/state":    {op: "GET /api/v1/approvals/{id}", quiet: true, script: true, serve: s.approvalState},
+		"POST /console/approvals/{id}/approve": {op: "POST /api/v1/approvals/{id}/approve", serve: s.answerForm(true)},
+		"POST /console/approvals/{id}/refuse":  {op: "POST /api/v1/approvals/{id}/refuse", serve: s.answerForm(false)},
+		"GET /console/sessions":                {op: "GET /api/v1/sessions", serve: s.sessionsPage},
+		"GET /console/sessions/{id}":           {op: "GET /api/v1/sessions", serve: s.sessionPage},
+		"GET /console/sessions/{id}/cast":      {op: "GET /api/v1/sessions/{id}/events", script: true, serve: s.cast},
+		"POST /console/sessions/{id}/kill":     {op: "POST /api/v1/kill", serve: s.killForm},
+		"GET /console/status":                  {op: "GET /api/v1/status", serve: s.statusPage},
 	}
 }
 
@@ -56,15 +61,15 @@ func (s *server) web(mux *http.ServeMux) {
 	}
 	c := *s.Login
 	c.Admit = s.admit
-	s.login = login.New(c)
+	s.login, s.logins = login.New(c), newPace(loginEvery, loginBurst, loginCallers, s.Clock)
 	mux.Handle("GET /console", http.RedirectHandler("/console/", http.StatusSeeOther))
 	mux.Handle("GET /console/static/{file}", s.shield(s.static()))
 	mux.Handle("GET "+login.Path, s.shield(s.loginPage))
-	mux.Handle("GET "+login.Path+"/{way}", s.shield(s.startLogin))
+	mux.Handle("GET "+login.Path+"/{way}", s.shield(s.paced(s.startLogin)))
 	for _, pattern := range []string{"GET " + login.Path + "/{way}/callback", "POST " + login.Path + "/{way}/acs"} {
-		mux.Handle(pattern, s.shield(func(w http.ResponseWriter, r *http.Request) error {
+		mux.Handle(pattern, s.shield(s.paced(func(w http.ResponseWriter, r *http.Request) error {
 			return s.login.Finish(w, r, r.PathValue("way"))
-		}))
+		})))
 	}
 	for pattern, p := range s.pages() {
 		mux.Handle(pattern, s.shield(func(w http.ResponseWriter, r *http.Request) error { return s.enter(w, r, p) }))
@@ -134,7 +139,7 @@ var errForged = &access.Denial{Reason: access.DeniedByRule, Message: "this did n
 // enter opens a page to whoever is logged in and may.
 func (s *server) enter(w http.ResponseWriter, r *http.Request, p page) error {
 	changes := r.Method != http.MethodGet && r.Method != http.MethodHead
-	if changes && !s.sameOrigin(r) {
+	if changes && !s.sameOrigin(r) || p.script && len(r.Header.Values("Sec-Fetch-Site")) > 0 && !s.sameOrigin(r) {
 		return errForged
 	}
 	b, err := s.login.Session(r, !p.quiet)
@@ -204,9 +209,26 @@ func (s *server) loginPage(w http.ResponseWriter, r *http.Request) error {
 	type way struct{ Label, Href string }
 	var ways []way
 	for _, one := range s.Login.Ways() {
-		ways = append(ways, way{one.Label, login.Path + "/" + one.Name + "?" + url.Values{"then": {r.URL.Query().Get("then")}}.Encode()})
+		ways = append(ways, way{record.Visible(one.Label), login.Path + "/" + one.Name + "?" + url.Values{"then": {r.URL.Query().Get("then")}}.Encode()})
 	}
 	return show(w, http.StatusOK, "login", view{Title: "Log in", Content: ways})
+}
+
+// Steps of logins that one address may take: loginBurst at once, then one every
+// loginEvery. Nobody is known yet.
+const (
+	loginEvery   = time.Second
+	loginBurst   = 30
+	loginCallers = 4096
+)
+
+func (s *server) paced(serve func(http.ResponseWriter, *http.Request) error) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if free, ok := s.logins.take(r.Header.Get(clientHeader)); !ok {
+			return &access.Denial{Reason: access.LimitExceeded, Limit: "logins", Frees: free, Message: "too many logins from your address", Hint: "try again in a moment"}
+		}
+		return serve(w, r)
+	}
 }
 
 func (s *server) startLogin(w http.ResponseWriter, r *http.Request) error {

@@ -96,6 +96,9 @@ func (c *cast) event(ev access.Event) error {
 
 func (c *cast) header(size *access.StreamChunk) any {
 	command := c.commands[c.Request]
+	if c.Inert {
+		c.title, command = Visible(c.title), Visible(command)
+	}
 	columns, rows := sizeOf(size)
 	if c.Version == 2 {
 		return struct {

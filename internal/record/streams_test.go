@@ -73,6 +73,12 @@ func TestAsciicast(t *testing.T) {
 [61.14,"o","a  b <&>\r\n$ \u001b[6n"]
 [61.19,"o","�end"]
 `},
+		"inert, and no more than so much": {Asciicast{Version: 3, Inert: true, Most: 20}, `{"version":3,"term":{"cols":80,"rows":24,"type":"xterm"},"timestamp":` + stampOf(noon) + `,` + title + `}
+[0.09,"o","\u001b[1m$ \u001b[m"]
+[1.05,"o","ls\r\n"]
+[0.1,"r","100x30"]
+[59.9,"o","\r\n` + strings.ReplaceAll(restored, "\x1b", `\u001b`) + `[the recording goes on: chaperone sessions export has all of it]\r\n"]
+`},
 	} {
 		var out bytes.Buffer
 		if err := c.cast.Write(&out, each(sshSession()...)); err != nil || out.String() != c.want {

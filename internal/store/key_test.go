@@ -64,3 +64,14 @@ func TestLoadOrCreateKey(t *testing.T) {
 		t.Error("took a folder")
 	}
 }
+
+func TestDerivedKeysAreApart(t *testing.T) {
+	t.Parallel()
+	one, other := NewKey(), NewKey()
+	if one.Derived("a") != one.Derived("a") {
+		t.Error("replicas with one key would not understand each other")
+	}
+	if one.Derived("a") == one.Derived("b") || one.Derived("a") == other.Derived("a") {
+		t.Error("two keys are the same")
+	}
+}

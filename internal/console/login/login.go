@@ -182,7 +182,7 @@ func (s *Service) recipient(name string) string { return s.Public() + Path + "/"
 func local(then string) string {
 	u, err := url.Parse(then)
 	if err != nil || u.IsAbs() || u.Host != "" || u.User != nil || !strings.HasPrefix(u.Path, "/console/") || strings.HasPrefix(u.Path, Path) ||
-		strings.ContainsAny(then, "\\\r\n\t") || len(then) > 512 {
+		strings.Contains(u.Path, "..") || strings.ContainsAny(then, "\\\r\n\t") || len(then) > 512 {
 		return "/console/"
 	}
 	return then
