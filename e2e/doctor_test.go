@@ -73,3 +73,75 @@ func TestDoctor(t *testing.T) {
 		t.Errorf("an unknown resource: %v", err)
 	}
 }
+
+// TestDoctorKubernetes: doctor at a real API server, for the account of the page
+// for operators, for one that may do everything, one that lacks something, and
+// one whose credential is wrong. What it prints puts right what it finds.
+func TestDoctorKubernetes(t *testing.T) {
+	t.Parallel()
+	s, direct, _ := kubernetes(t)
+	whole, err := os.ReadFile(filepath.Join(s.Dir, "chaperone.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	doctor := func(old, new string, args ...string) (string, int) {
+		t.Helper()
+		f, err := os.CreateTemp(s.Dir, "doctor*.yaml") // relative paths hold
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.Remove(f.Name()) })
+		if _, err := f.WriteString(strings.Replace(string(whole), old, new, 1)); err != nil || old != "" && !strings.Contains(string(whole), old) {
+			t.Fatal(err, old)
+		}
+		out, err := exec.CommandContext(t.Context(), program, append([]string{"doctor", "--config", f.Name(), "cluster"}, args...)...).CombinedOutput()
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+			return string(out), exit.ExitCode()
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		return string(out), 0
+	}
+	says := func(name, out string, code, want int, parts ...string) {
+		t.Helper()
+		if code != want {
+			t.Errorf("%s: exit status %d", name, code)
+		}
+		for _, part := range parts {
+			if !strings.Contains(out, part) {
+				t.Errorf("%s: no %q in\n%s", name, part, out)
+			}
+		}
+	}
+	out, code := doctor("", "")
+	says("the account of the page", out, code, 0, "Kubernetes v1.", "as chaperone-gateway", "narrow:", "anonymous access is on")
+	out, code = doctor("", "", "-o", "json", "--grants")
+	var found []struct {
+		Resource, Account, Manifest string
+		Narrow, Anonymous           bool
+		Excess, Missing             []string
+	}
+	if err := json.Unmarshal([]byte(out), &found); err != nil || code != 0 || len(found) != 1 || !found[0].Narrow || !found[0].Anonymous || found[0].Account != "chaperone-gateway" ||
+		!strings.Contains(found[0].Manifest, `resourceNames: ["chaperone:callers", "chaperone:platform"]`) || len(found[0].Excess)+len(found[0].Missing) != 0 {
+		t.Errorf("JSON: %v %d\n%s", err, code, out)
+	}
+	secrets := map[string]string{"admin": prepared.cluster.Admin, "wrong": "no-token-at-all"}
+	for name, secret := range secrets {
+		if err := os.WriteFile(filepath.Join(prepared.dir, name+"-token"), []byte(secret), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, code = doctor("/gateway-token", "/admin-token")
+	says("an administrator", out, code, 1, "EXCESS: it is in the group system:masters", "it may do everything in the namespace default", "EXCESS: it may impersonate any group", "as admin")
+	out, code = doctor("/gateway-token", "/wrong-token")
+	says("a wrong credential", out, code, 1, "NOT EXAMINED: the API server does not take the credential")
+	out, code = doctor("groups: [platform]", "groups: [platform, night-shift]", "--grants")
+	says("a group more", out, code, 1, "MISSING: it may not impersonate the group chaperone:night-shift")
+	direct.must(t, out, "apply", "-f", "-")
+	eventually(t, func() error { // RBAC is a cache
+		if out, code = doctor("groups: [platform]", "groups: [platform, night-shift]"); code != 0 {
+			return errors.New(out)
+		}
+		return nil
+	})
+}

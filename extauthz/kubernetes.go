@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/cluster"
 	"chaperone.dev/chaperone/internal/kube"
 	streams "chaperone.dev/chaperone/internal/session/kube"
 	"chaperone.dev/chaperone/internal/session/ticket"
@@ -198,7 +199,7 @@ func (c *check) impersonated() ([]*corev3.HeaderValueOption, *fault) {
 	}
 	extra := map[string]string{"request": c.id, "session": c.request.Session, "subject": p.Subject, "subagent": p.Subagent,
 		"workflow": p.Workflow, "job": p.Job, "chain": p.Through()}
-	for _, key := range []string{"request", "session", "subject", "subagent", "workflow", "job", "chain"} {
+	for _, key := range cluster.Extras {
 		if value := extra[key]; value != "" {
 			out = append(out, set("impersonate-extra-"+extraPrefix+key, url.PathEscape(value)))
 		}

@@ -15,7 +15,7 @@ import (
 	"chaperone.dev/chaperone/internal/session/ticket"
 )
 
-func cluster(more ...string) map[string]string {
+func clusterRoute(more ...string) map[string]string {
 	m := map[string]string{"resource": "cluster", "prefix": "/k8s/cluster", "host": "k8s.internal", "credential": "authorization", "kind": "kubernetes", "body": "whole"}
 	for i := 0; i < len(more); i += 2 {
 		m[more[i]] = more[i+1]
@@ -24,7 +24,7 @@ func cluster(more ...string) map[string]string {
 }
 
 func toCluster(method, path, body string, headers ...string) *authv3.CheckRequest {
-	return question(cluster(), body, append([]string{":method", method, ":path", "/k8s/cluster" + path, "authorization", "Bearer good"}, headers...)...)
+	return question(clusterRoute(), body, append([]string{":method", method, ":path", "/k8s/cluster" + path, "authorization", "Bearer good"}, headers...)...)
 }
 
 // status checks that a refusal is one that kubectl prints well.
@@ -121,8 +121,8 @@ func TestKubernetesRefuses(t *testing.T) {
 		"CBOR":                     {toCluster("POST", pods, "\xa0", "content-type", "application/cbor"), 403, "application/cbor"},
 		"half a body":              {toCluster("POST", pods, "{}", "x-envoy-auth-partial-body", "true"), 413, "larger"},
 		"a mask":                   {toCluster("PUT", "/api/v1/namespaces/shop/secrets/s", `{"data":{"a":"Kioq"}}`), 403, "mask"},
-		"a token of nobody":        {question(cluster(), "", ":method", "GET", ":path", "/k8s/cluster/api"), 401, "token"},
-		"another kind":             {question(cluster("resource", "billing"), "", ":method", "GET", ":path", "/k8s/cluster/api", "authorization", "Bearer good"), 404, "no such resource"},
+		"a token of nobody":        {question(clusterRoute(), "", ":method", "GET", ":path", "/k8s/cluster/api"), 401, "token"},
+		"another kind":             {question(clusterRoute("resource", "billing"), "", ":method", "GET", ":path", "/k8s/cluster/api", "authorization", "Bearer good"), 404, "no such resource"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -201,7 +201,7 @@ func TestKubernetesStreams(t *testing.T) {
 	s.Streams = kept
 	in := toCluster("POST", "/api/v1/namespaces/shop/pods/x/exec?command=id&stdin=1&tty=false&container=web", "", "connection", "upgrade", "upgrade", "SPDY/3.1",
 		"x-stream-protocol-version", "v4.channel.k8s.io", "x-chaperone-ticket", "forged", "sec-websocket-extensions", "x")
-	in.GetAttributes().ContextExtensions = cluster("stream", "yes", "body", "")
+	in.GetAttributes().ContextExtensions = clusterRoute("stream", "yes", "body", "")
 	o := checked(t, s, t.Context(), in)
 	if !o.forwarded || o.headers[ticket.Header] != "ticket-1" || slices.Contains(o.removed, "x-stream-protocol-version") ||
 		!slices.Contains(o.removed, "sec-websocket-extensions") || o.headers["impersonate-user"] != "" {
@@ -259,7 +259,7 @@ func TestKubernetesFallback(t *testing.T) {
 	s.Streams = &keeper{}
 	exec := func(method string) outcome {
 		in := toCluster(method, "/api/v1/namespaces/shop/pods/x/exec?command=id", "", "connection", "upgrade", "upgrade", "SPDY/3.1")
-		in.GetAttributes().ContextExtensions = cluster("stream", "yes", "body", "")
+		in.GetAttributes().ContextExtensions = clusterRoute("stream", "yes", "body", "")
 		return checked(t, s, t.Context(), in)
 	}
 	first := exec("GET")
