@@ -10,6 +10,7 @@ FUZZTIME ?= 1000x
 STATEMENTS ?= 100000
 MASKED ?= 40000
 SEED ?= 1
+MINUTES ?= 30
 CORPUS ?= select|join|subselect|union|with|window|regress/json|documentation
 export PATH := $(TOOLS)/bin:$(PATH)
 # Everything but the end-to-end tests, which run the whole product.
@@ -75,10 +76,13 @@ vuln: tools ## known vulnerabilities, where their database can be reached
 	elif echo "$$out" | grep -qE 'dial tcp|no such host|403 Forbidden|connection refused|fetching vulnerabilities'; then echo "vuln: the database cannot be reached from here; nothing was checked"; \
 	else echo "$$out"; exit 1; fi
 
+soak: tools ## MINUTES=30 of mixed PostgreSQL load with kills, with the race detector: nothing leaks, no answer goes astray
+	go test -race -count=1 -v -run '^TestSoak$$' -timeout $$(( $(MINUTES) + 10 ))m ./internal/session/postgres -soak $(MINUTES)m
+
 bench: tools build ## CPU per request and per transaction beside Envoy alone, as CSV and table
 	go test -timeout 20m -run '^$$' -bench . -benchtime 3s ./e2e/...
 
 golden: ## write the golden files anew
 	go test ./xds ./internal/... -run Golden -update
 
-.PHONY: help build demo tools test test-fast vet lint race e2e docs fuzz vuln bench golden differential masker corpus
+.PHONY: help build demo tools soak test test-fast vet lint race e2e docs fuzz vuln bench golden differential masker corpus
