@@ -40,6 +40,14 @@ func (e *Engine) Swap(s *Set) { e.current.Store(s) }
 // Current returns the current Set, nil when there is none.
 func (e *Engine) Current() *Set { return e.current.Load() }
 
+// Revision names the Set that the next question is answered from.
+func (e *Engine) Revision() string {
+	if s := e.Current(); s != nil {
+		return s.revision
+	}
+	return ""
+}
+
 func (e *Engine) now() time.Time {
 	if e.clock == nil {
 		return time.Now()

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -31,6 +32,12 @@ type view struct {
 	owned    []uint32 // relations whose grants the role can change, ascending
 }
 
+// A checkedView is a view and when the target still had it.
+type checkedView struct {
+	view *view
+	at   time.Time
+}
+
 // catalogs keeps one side connection per target, role and search_path, shared
 // by the sessions that have them.
 type catalogs struct {
@@ -50,11 +57,11 @@ type catalogEntry struct {
 
 	estimates *estimator // has its own
 
-	logins  logins
-	conn    *pgx.Conn
-	end     func() // of the login of conn
-	view    *view
-	checked time.Time
+	logins logins
+	conn   *pgx.Conn
+	end    func() // of the login of conn
+
+	known atomic.Pointer[checkedView] // may be read by anybody
 
 	refs int // guarded by catalogs.mu
 	idle *time.Timer
@@ -131,6 +138,9 @@ func (c *catalogs) close() {
 // view returns the catalog as it was at most catalogAge ago, or, when fresh, as
 // it is now.
 func (u *catalogUse) view(ctx context.Context, fresh bool) (*view, error) {
+	if known := u.entry.known.Load(); !fresh && known != nil && u.all.isRecent(known.at) {
+		return known.view, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, catalogWithin)
 	defer cancel()
 	entry := u.entry
@@ -140,9 +150,9 @@ func (u *catalogUse) view(ctx context.Context, fresh bool) (*view, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("catalog of %s: %w", u.resource.Access.Name, ctx.Err())
 	}
-	now := u.all.clock()
-	if age := now.Sub(entry.checked); !fresh && entry.view != nil && age >= 0 && age < catalogAge {
-		return entry.view, nil
+	now, known := u.all.clock(), entry.known.Load()
+	if !fresh && known != nil && u.all.isRecent(known.at) {
+		return known.view, nil
 	}
 	kept := entry.conn != nil
 	loaded, err := entry.load(ctx, u.resource)
@@ -152,12 +162,18 @@ func (u *catalogUse) view(ctx context.Context, fresh bool) (*view, error) {
 	if err != nil {
 		return nil, fmt.Errorf("catalog of %s: %w", u.resource.Access.Name, err)
 	}
-	if old := entry.view; old == nil || old.snapshot.Version() != loaded.snapshot.Version() || old.powers != loaded.powers ||
-		!slices.Equal(old.owned, loaded.owned) {
-		entry.view = loaded
+	if known != nil && known.view.snapshot.Version() == loaded.snapshot.Version() && known.view.powers == loaded.powers &&
+		slices.Equal(known.view.owned, loaded.owned) {
+		loaded = known.view
 	}
-	entry.checked = now
-	return entry.view, nil
+	entry.known.Store(&checkedView{loaded, now})
+	return loaded, nil
+}
+
+// isRecent reports whether a catalog read at that time still serves.
+func (c *catalogs) isRecent(at time.Time) bool {
+	age := c.clock().Sub(at)
+	return age >= 0 && age < catalogAge
 }
 
 // load reads the catalog, over a new connection when there is none. After an

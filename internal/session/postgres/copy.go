@@ -84,6 +84,8 @@ func (s *session) copyIn(ctx context.Context, e *execution, body []byte) error {
 		return err
 	}
 	s.current = nil // the pump has it
+	s.in.pin()      // it is stopped while it waits for data
+	defer s.in.unpin()
 	pumping, stop := context.WithCancel(ctx)
 	defer stop()
 	pumped := make(chan error, 1)

@@ -142,7 +142,7 @@ func (s *session) admit(ctx context.Context, p *portal, max uint32, simple bool)
 			return nil, false, err
 		}
 		if r != nil {
-			s.metrics.statements.WithLabelValues("refused").Inc()
+			s.metrics.judged("refused")
 			return nil, false, s.refuse(ctx, r, belongs)
 		}
 		evidence[0], p.granted = v.decided(s), continuationDigest(v)
@@ -154,10 +154,10 @@ func (s *session) admit(ctx context.Context, p *portal, max uint32, simple bool)
 	use, r := s.beginUse(ctx, v)
 	if r != nil {
 		r.before = evidence
-		s.metrics.statements.WithLabelValues("refused").Inc()
+		s.metrics.judged("refused")
 		return nil, false, s.refuse(ctx, r, belongs)
 	}
-	s.metrics.statements.WithLabelValues(v.decision.Effect.String()).Inc()
+	s.metrics.judged(v.decision.Effect.String())
 	if st.judged.Unsettles() {
 		s.unsettledBy = cmp.Or(st.judged.Action.Command, "a statement that is not known")
 	}
@@ -284,7 +284,7 @@ func (s *session) refuseVerdict(ctx context.Context, v *verdict, belongs func(st
 	if v.asked && v.decision.Effect == access.Deny {
 		outcome = "deny"
 	}
-	s.metrics.statements.WithLabelValues(outcome).Inc()
+	s.metrics.judged(outcome)
 	if v.asked {
 		v.refused.before = append(v.refused.before, v.decided(s))
 	}

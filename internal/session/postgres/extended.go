@@ -136,15 +136,19 @@ func (s *session) bind(ctx context.Context, body []byte) error {
 	if r != nil {
 		return s.refuse(ctx, r, nil)
 	}
-	v, err := s.judgeEarly(ctx, st, params)
-	if err != nil {
+	if holds, err := s.stillHolds(ctx, st); err != nil {
 		return err
-	}
-	if v.refused != nil {
-		return s.refuseVerdict(ctx, v, belongsTo(st, nil))
-	}
-	if err := s.renewStatement(ctx, st, v); err != nil {
-		return err
+	} else if !holds {
+		v, err := s.judgeEarly(ctx, st, params)
+		if err != nil {
+			return err
+		}
+		if v.refused != nil {
+			return s.refuseVerdict(ctx, v, belongsTo(st, nil))
+		}
+		if err := s.renewStatement(ctx, st, v); err != nil {
+			return err
+		}
 	}
 	p := &portal{name: msg.DestinationPortal, statement: st, params: params, formats: msg.ResultFormatCodes, bound: st.sent, types: s.types, size: len(body)}
 	if p.name != "" {
@@ -159,6 +163,36 @@ func (s *session) bind(ctx context.Context, body []byte) error {
 	}
 	msg.DestinationPortal, msg.PreparedStatement = p.target, st.target
 	return s.stage(ctx, step{kind: stepBind, statement: st, portal: p, undo: undo}, &msg)
+}
+
+// stillHolds reports whether the target has st as it was last judged, and nothing
+// has changed that was judged by: then Bind has nothing to find out. Execute
+// judges it with its values, always.
+func (s *session) stillHolds(ctx context.Context, st *statement) (bool, error) {
+	if st.basis == nil {
+		return false, nil
+	}
+	if err := s.renewResource(); err != nil {
+		return false, err
+	}
+	if err := s.renewPrincipal(); err != nil {
+		return false, err
+	}
+	return s.analyze(ctx, st, false) == nil && st.forward != nil && st.sent == st.forward.Text && len(st.forward.NullMasks) == 0 &&
+		*st.basis == s.basisOf(st, s.deps.Decider.Revision()), nil
+}
+
+// A basis is what statements are judged by, besides their values.
+type basis struct {
+	view      *view
+	analyzer  Analyzer
+	revision  string
+	token     string
+	unsettled string
+}
+
+func (s *session) basisOf(st *statement, revision string) basis {
+	return basis{st.view, st.analyzer, revision, s.info.Principal.Token.ID, s.unsettledBy}
 }
 
 // renewStatement prepares st anew at the target when it is no longer what the

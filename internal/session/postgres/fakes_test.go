@@ -34,10 +34,11 @@ func (verifier) Verify(_ context.Context, token access.Secret) (access.Principal
 
 // policy is a decider that a test can change at any time.
 type policy struct {
-	mu     sync.Mutex
-	decide func(access.Request) access.Decision
-	masks  []access.Mask
-	asked  []access.Request
+	changed bool // since the last decision
+	mu      sync.Mutex
+	decide  func(access.Request) access.Decision
+	masks   []access.Mask
+	asked   []access.Request
 
 	estimates  bool // the rules read them
 	sessionMax time.Duration
@@ -54,7 +55,17 @@ func allowed(o access.Obligations) access.Decision {
 func (p *policy) set(decide func(access.Request) access.Decision) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.decide = decide
+	p.decide, p.changed = decide, true
+}
+
+// Revision is that of the decisions, unless they have changed since the last.
+func (p *policy) Revision() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.changed {
+		return "r2"
+	}
+	return "r1"
 }
 
 func (p *policy) setMasks(masks ...access.Mask) {
@@ -72,6 +83,7 @@ func (p *policy) SessionMax(context.Context, access.Principal, access.Resource) 
 func (p *policy) Decide(_ context.Context, req access.Request) access.Decision {
 	p.mu.Lock()
 	decide := p.decide
+	p.changed = false
 	p.asked = append(p.asked, req)
 	p.mu.Unlock()
 	return decide(req)

@@ -2,11 +2,12 @@ package postgres
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
+	"time"
 )
 
 // A frame is one message of the protocol: type, and body without the length.
@@ -67,18 +68,11 @@ func malformed(name string) error {
 // readHeader reads type and body length of the next frame. size is never
 // negative and at most limit.
 func readHeader(r io.Reader, limit int) (typ byte, size int, err error) {
-	var head [5]byte
+	var head [headerSize]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return 0, 0, err
 	}
-	n := int64(binary.BigEndian.Uint32(head[1:])) - 4
-	if n < 0 {
-		return 0, 0, &frameError{sqlstateProtocol, fmt.Sprintf("invalid length of a message of type %q", head[0])}
-	}
-	if n > int64(limit) {
-		return 0, 0, &frameError{sqlstateLimit, fmt.Sprintf("a message of type %q has %d bytes; the bound is %d", head[0], n, limit)}
-	}
-	return head[0], int(n), nil
+	return parseHeader(head, limit)
 }
 
 // bodyStep bounds what is allocated before the bytes are there.
@@ -106,85 +100,154 @@ func readBody(r io.Reader, buf []byte, n int) ([]byte, error) {
 	return buf, nil
 }
 
-// An inbox holds what the client has sent and the session has not yet taken,
-// within a bound. Reading ahead is what lets a session that waits for a
-// reviewer, or for the target, notice that its client left.
+// An inbox is the client's side. The session reads from it what it takes next;
+// while it is at work on something that takes longer, a reader of the inbox
+// reads ahead, within a bound. That is what lets a session that waits for a
+// reviewer, or for the target, notice that its client left. Short statements are
+// done before, and cost no second goroutine.
 type inbox struct {
 	limit   int // bytes and 256 per frame that may wait
 	message int // bytes of one message
+	src     *source
+	scratch []byte // of the frame that the session has
 
 	gone chan struct{} // closed when the connection ended or broke
 	left chan struct{} // closed when gone, or when Terminate was read
 	full chan struct{} // gets a value when the reader has to wait for room
 
-	mu     sync.Mutex
-	queue  []frame
-	held   int
-	blind  bool  // the reader waits for room and sees nothing
-	err    error // why no more will come
-	ready  chan struct{}
-	room   chan struct{}
-	closed chan struct{} // the session takes no more
+	readers sync.WaitGroup
+	look    *time.Timer
+
+	mu      sync.Mutex
+	queue   []frame
+	held    int
+	blind   bool  // the reader waits for room and sees nothing
+	reading bool  // the reader has src, otherwise the session
+	pinned  bool  // the reader keeps it
+	busy    bool  // the session has a frame and has not asked for the next
+	looking bool  // look is set
+	turn    int   // counts the frames taken
+	seen    int   // turn when look last looked
+	err     error // why no more will come
+	ready   chan struct{}
+	room    chan struct{}
+	closed  chan struct{} // the session takes no more
 }
 
 // frameCost is what a waiting frame costs besides its body.
 const frameCost = 256
 
-func newInbox(limit, message int) *inbox {
-	return &inbox{
-		limit: limit, message: message,
+// lookEvery is how often a session at work is looked at: one that was at the
+// same message the time before has its client read ahead.
+const lookEvery = 10 * time.Millisecond
+
+func newInbox(src *source, limit, message int) *inbox {
+	in := &inbox{
+		limit: limit, message: message, src: src,
 		gone: make(chan struct{}), left: make(chan struct{}), full: make(chan struct{}, 1),
 		ready: make(chan struct{}, 1), room: make(chan struct{}, 1), closed: make(chan struct{}),
 	}
+	in.look = time.AfterFunc(time.Hour, in.lookAtWork)
+	in.look.Stop()
+	return in
 }
 
-// receive reads frames until the client leaves, breaks the protocol or the
-// session ends the inbox. It is the only reader of r.
-func (in *inbox) receive(r io.Reader) {
+// lookAtWork has the client read ahead when the session is still at what it was
+// at the last time.
+func (in *inbox) lookAtWork() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.looking = false
+	if !in.busy || in.reading || in.err != nil {
+		return
+	}
+	if in.turn == in.seen {
+		in.readAhead()
+		return
+	}
+	in.seen, in.looking = in.turn, true
+	in.look.Reset(lookEvery)
+}
+
+// readAhead starts the reader; mu is held, and the session is not reading.
+func (in *inbox) readAhead() {
+	if in.reading || in.err != nil {
+		return
+	}
+	select {
+	case <-in.closed:
+		return
+	default:
+	}
+	in.reading = true
+	in.readers.Go(in.receive)
+}
+
+// pin has the client read ahead from now on, until unpin.
+func (in *inbox) pin() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.pinned = true
+	in.readAhead()
+}
+
+func (in *inbox) unpin() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.pinned = false
+}
+
+// receive reads frames until the session, back at the inbox, can do so itself,
+// the client leaves or breaks the protocol, or the session ends.
+func (in *inbox) receive() {
 	defer func() {
 		if fault := recover(); fault != nil {
-			in.end(fmt.Errorf("panic: %v", fault), true)
+			in.end(fmt.Errorf("panic: %v", fault))
 		}
 	}()
 	for {
-		f, err := in.read(r)
-		if err == nil && f.typ == msgTerminate {
-			in.end(io.EOF, false)
+		f, err := in.read(nil)
+		if err != nil || f.typ == msgTerminate {
+			in.end(err)
 			return
 		}
-		if err == nil && !in.put(f) {
-			err = io.ErrClosedPipe
+		more, put := in.put(f)
+		if !put {
+			in.end(io.ErrClosedPipe)
 		}
-		if err != nil {
-			in.end(err, true)
+		if !more {
 			return
 		}
 	}
 }
 
-func (in *inbox) read(r io.Reader) (frame, error) {
-	typ, size, err := readHeader(r, in.message)
+// read takes the next frame off the connection, its body into buf or a bigger
+// one.
+func (in *inbox) read(buf []byte) (frame, error) {
+	typ, size, err := in.src.header(in.message)
 	if err != nil {
 		return frame{}, err
 	}
 	if _, known := refusedMessage(typ); !known && !takenMessage(typ) {
 		return frame{}, &frameError{sqlstateProtocol, fmt.Sprintf("unknown message type %q", typ)}
 	}
-	body, err := readBody(r, nil, size)
+	body, err := readBody(in.src, buf, size)
 	return frame{typ, body}, err
 }
 
 // put waits until f has room; a frame always fits into an empty inbox. It
-// reports false when the session takes no more.
-func (in *inbox) put(f frame) bool {
+// reports false when the session takes no more, and whether to read more.
+func (in *inbox) put(f frame) (more, put bool) {
 	cost := len(f.body) + frameCost
 	for {
 		in.mu.Lock()
 		if in.held == 0 || in.held+cost <= in.limit {
 			in.queue, in.held, in.blind = append(in.queue, f), in.held+cost, false
+			more = in.busy || in.pinned
+			in.reading = more
 			in.mu.Unlock()
 			signal(in.ready)
-			return true
+			return more, true
 		}
 		in.blind = true
 		in.mu.Unlock()
@@ -192,39 +255,52 @@ func (in *inbox) put(f frame) bool {
 		select {
 		case <-in.room:
 		case <-in.closed:
-			return false
+			return false, false
 		}
 	}
 }
 
-func (in *inbox) end(err error, gone bool) {
+// end notes why no more comes: nil is the client's goodbye. That a deadline was
+// set to stop reading is not the client's doing.
+func (in *inbox) end(err error) {
 	in.mu.Lock()
 	in.err = err
-	in.mu.Unlock()
-	if gone {
-		close(in.gone)
+	if err == nil {
+		in.err = io.EOF
 	}
-	close(in.left)
+	in.mu.Unlock()
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		if err != nil {
+			close(in.gone)
+		}
+		close(in.left)
+	}
 	signal(in.ready)
 }
 
-// next takes the next frame. After the last one it returns why there are no
-// more: io.EOF when the client said goodbye.
+// next takes the next frame, whose body is good until the frame after it is
+// taken. After the last one it returns why there are no more: io.EOF when the
+// client said goodbye.
 func (in *inbox) next(ctx context.Context) (frame, error) {
 	for {
 		in.mu.Lock()
+		in.busy = false
 		if len(in.queue) > 0 {
 			f := in.queue[0]
 			in.queue[0] = frame{}
 			in.queue, in.held = in.queue[1:], in.held-len(f.body)-frameCost
+			in.taken()
 			in.mu.Unlock()
 			signal(in.room)
 			return f, nil
 		}
-		err := in.err
+		err, reading := in.err, in.reading
 		in.mu.Unlock()
 		if err != nil {
 			return frame{}, err
+		}
+		if !reading {
+			return in.readNext()
 		}
 		select {
 		case <-in.ready:
@@ -234,11 +310,40 @@ func (in *inbox) next(ctx context.Context) (frame, error) {
 	}
 }
 
+// readNext is next for a session that reads by itself. Whoever ends the session
+// must make the connection fail.
+func (in *inbox) readNext() (frame, error) {
+	const keep = 4 << 10
+	if cap(in.scratch) > keep {
+		in.scratch = nil
+	}
+	f, err := in.read(in.scratch)
+	if err != nil || f.typ == msgTerminate {
+		in.end(err)
+		return frame{}, in.err
+	}
+	in.scratch = f.body
+	in.mu.Lock()
+	in.taken()
+	in.mu.Unlock()
+	return f, nil
+}
+
+// taken notes that the session is at work on a frame; mu is held.
+func (in *inbox) taken() {
+	in.busy = true
+	in.turn++
+	if !in.looking && !in.reading {
+		in.looking = true
+		in.look.Reset(lookEvery)
+	}
+}
+
 // waiting reports whether a frame can be had at once.
 func (in *inbox) waiting() bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return len(in.queue) > 0
+	return len(in.queue) > 0 || !in.reading && in.src.whole()
 }
 
 // arrived reports whether next has something to say at once.
@@ -266,8 +371,13 @@ func (in *inbox) crowded() bool {
 	return in.blind
 }
 
-// stop lets a waiting reader go. The reader itself ends with its connection.
-func (in *inbox) stop() { close(in.closed) }
+// stop lets a waiting reader go. A reading one ends with its connection.
+func (in *inbox) stop() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.look.Stop()
+	close(in.closed)
+}
 
 func signal(c chan struct{}) {
 	select {

@@ -113,6 +113,8 @@ func (s *session) await(ctx context.Context, v *verdict, a access.Approval) (acc
 	cancelled := make(chan struct{}, 1)
 	s.setHold(cancelled)
 	defer s.setHold(nil)
+	s.in.pin()
+	defer s.in.unpin()
 	answers, stop := s.waitAsync(ctx, a.ID)
 	defer stop()
 	tick, stopTick := s.deps.Ticker(remindEvery)

@@ -42,6 +42,7 @@ type statement struct {
 	forward *sql.Forward // nil for an empty statement
 	detect  Detector     // nil when nothing is to be detected
 	sent    string       // the text that the target has for it, or gets next
+	basis   *basis       // nil unless the last judgement let it through
 
 	describing bool // a Describe is staged or answered
 	fields     []field
@@ -173,6 +174,8 @@ func (s *session) judge(ctx context.Context, st *statement, id string, params []
 
 // decide asks policy about st, which was analyzed, and masks it.
 func (s *session) decide(ctx context.Context, st *statement, v *verdict, params []access.BoundParameter) error {
+	known := st.basis
+	st.basis = nil
 	action := st.judged.Action
 	action.Text, action.Parameters, action.InTransaction = st.text, params, s.inTransaction()
 	action.Statements = max(action.Statements, st.count)
@@ -202,6 +205,12 @@ func (s *session) decide(ctx context.Context, st *statement, v *verdict, params 
 	}
 	if st.forward.Text != st.text {
 		action.Forward = st.forward.Text
+	}
+	if v.decision.Effect == access.Allow && (st.judged.Kind == sql.KindQuery || st.judged.Kind == sql.KindChange) {
+		if b := s.basisOf(st, v.decision.Revision); known == nil || *known != b {
+			known = &b
+		}
+		st.basis = known
 	}
 	return nil
 }

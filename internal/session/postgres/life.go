@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -17,7 +16,7 @@ import (
 // run is a session from its Opened to its Closed event. It returns the cause of
 // the end, after both connections are closed.
 func (s *session) run(ctx context.Context, start *startup) string {
-	s.in = newInbox(2*s.cfg.MaxMessage, s.cfg.MaxMessage)
+	s.in = newInbox(newSource(s.conn, &s.buffers), 2*s.cfg.MaxMessage, s.cfg.MaxMessage)
 	var helpers sync.WaitGroup
 	done := make(chan struct{})
 	err := s.guarded(func() error {
@@ -29,7 +28,6 @@ func (s *session) run(ctx context.Context, start *startup) string {
 			return err
 		}
 		s.conn.SetDeadline(time.Time{})
-		helpers.Go(func() { s.in.receive(bufio.NewReaderSize(s.conn, 8<<10)) })
 		helpers.Go(func() { s.watch(ctx, done) })
 		return s.serve(ctx, start)
 	})
@@ -42,6 +40,7 @@ func (s *session) run(ctx context.Context, start *startup) string {
 	}
 	s.closeClient()
 	helpers.Wait()
+	s.in.readers.Wait()
 	if s.catalog != nil {
 		s.catalog.release()
 	}
@@ -91,7 +90,8 @@ func (s *session) watch(ctx context.Context, done <-chan struct{}) {
 				s.up.cancel()
 			}
 			s.up.interrupt()
-			s.conn.SetDeadline(time.Now().Add(killGrace))
+			s.conn.SetWriteDeadline(time.Now().Add(killGrace))
+			s.conn.SetReadDeadline(longAgo)
 			return
 		}
 	}

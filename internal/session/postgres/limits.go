@@ -194,8 +194,8 @@ func (s *session) own(ctx context.Context, text string, sync bool) ([][]string, 
 
 // ownInto is own that tells a failure too.
 func (s *session) ownInto(ctx context.Context, text string, sync bool, result *ownResult) error {
-	client := s.steps // unsent, all of them: answers are awaited in drain alone
-	s.steps, s.sent = nil, 0
+	client, unsent := s.steps, s.unsent // all of them: answers are awaited in drain alone
+	s.steps, s.unsent, s.sent = nil, nil, 0
 	err := s.runOwn(ctx, text, sync, result)
 	if err == nil && s.skipping {
 		for _, st := range slices.Backward(client) {
@@ -206,7 +206,7 @@ func (s *session) ownInto(ctx context.Context, text string, sync bool, result *o
 		result.rows = nil
 		return nil
 	}
-	s.steps = append(s.steps, client...)
+	s.steps, s.unsent = append(s.steps, client...), append(s.unsent, unsent...)
 	return err
 }
 

@@ -7,6 +7,7 @@ type metrics struct {
 	sessions   prometheus.Gauge
 	refused    *prometheus.CounterVec // connections, by reason
 	statements *prometheus.CounterVec // by outcome: allow, approve, deny, refused
+	allowed    prometheus.Counter     // that of statements for what is allowed
 	bytes      prometheus.Counter
 	held       prometheus.Gauge
 	estimates  *prometheus.CounterVec // by outcome: kept, planned, timeout, failed, busy
@@ -27,6 +28,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		estimates: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "chaperone_postgres_estimates_total", Help: "Estimates of statements that rules or reviewers needed, by outcome."}, []string{"outcome"}),
 	}
+	m.allowed = m.statements.WithLabelValues("allow")
 	if registry == nil {
 		return m, nil
 	}
@@ -36,4 +38,13 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		}
 	}
 	return m, nil
+}
+
+// judged counts one statement.
+func (m *metrics) judged(outcome string) {
+	if outcome == "allow" {
+		m.allowed.Inc()
+		return
+	}
+	m.statements.WithLabelValues(outcome).Inc()
 }

@@ -38,6 +38,10 @@ func (s *session) checkChannel(st *statement) *refusal {
 // next takes the client's next message. While the session listens, the target
 // is listened to meanwhile.
 func (s *session) next(ctx context.Context) (frame, error) {
+	if len(s.channels) > 0 {
+		s.in.pin()
+		defer s.in.unpin()
+	}
 	for len(s.channels) > 0 && !s.in.arrived() {
 		told, stop := s.up.peek()
 		select {
@@ -55,6 +59,9 @@ func (s *session) next(ctx context.Context) (frame, error) {
 			return frame{}, context.Cause(ctx)
 		}
 	}
+	if !s.in.waiting() {
+		s.up.rest()
+	}
 	f, err := s.in.next(ctx)
 	if err != nil {
 		return frame{}, s.inboxFault(ctx, err)
@@ -64,7 +71,7 @@ func (s *session) next(ctx context.Context) (frame, error) {
 
 // relayTold passes on what the target has said of its own accord.
 func (s *session) relayTold(ctx context.Context) error {
-	for s.up.r.Buffered() > 0 {
+	for s.up.r.buffered() > 0 {
 		typ, body, err := s.up.read()
 		if err != nil {
 			return s.upstreamFault(ctx, err)

@@ -33,7 +33,7 @@ const (
 // are answered in order. What is not sent yet can be taken back.
 type step struct {
 	kind      stepKind
-	wire      []byte         // of the message; nil once sent
+	size      int            // of the message, while it is unsent
 	before    []access.Event // durable before the message leaves
 	local     []byte         // stepLocal: what the client gets
 	quiet     bool           // the gateway's own: the client sees no answer
@@ -49,6 +49,8 @@ type step struct {
 const (
 	maxSteps  = 64
 	maxUnsent = 1 << 20
+
+	keepUnsent = 4 << 10
 )
 
 // poisonText fails to parse. It aborts the target's transaction, as an error of
@@ -62,13 +64,6 @@ const poisonName = "chaperone_refused"
 // unread could stop both sides: a big answer is never left behind a message of
 // unknown size. After an error of the target steps have no effect up to Sync.
 func (s *session) stage(ctx context.Context, st step, msg pgproto3.FrontendMessage) error {
-	if msg != nil {
-		wire, err := msg.Encode(nil)
-		if err != nil {
-			return fmt.Errorf("encode %T: %w", msg, err)
-		}
-		st.wire = wire
-	}
 	if s.mustDrain(st.kind) {
 		if err := s.drain(ctx); err != nil {
 			return err
@@ -79,6 +74,13 @@ func (s *session) stage(ctx context.Context, st step, msg pgproto3.FrontendMessa
 			st.undo()
 		}
 		return nil
+	}
+	if msg != nil {
+		unsent, err := msg.Encode(s.unsent)
+		if err != nil {
+			return fmt.Errorf("encode %T: %w", msg, err)
+		}
+		st.size, s.unsent = len(unsent)-len(s.unsent), unsent
 	}
 	s.steps = append(s.steps, st)
 	return nil
@@ -94,11 +96,7 @@ func (s *session) mustDrain(next stepKind) bool {
 	if next == stepExecute && s.steps[len(s.steps)-1].describes() {
 		return slices.ContainsFunc(s.steps[:len(s.steps)-1], step.answersMuch)
 	}
-	unsent := 0
-	for _, st := range s.steps {
-		unsent += len(st.wire)
-	}
-	return unsent > maxUnsent || slices.ContainsFunc(s.steps, step.answersMuch)
+	return len(s.unsent) > maxUnsent || slices.ContainsFunc(s.steps, step.answersMuch)
 }
 
 func (st step) describes() bool {
@@ -119,6 +117,7 @@ func (s *session) unstage(belongs func(step) bool) {
 		if last.undo != nil {
 			last.undo()
 		}
+		s.unsent = s.unsent[:len(s.unsent)-last.size]
 		s.steps = s.steps[:len(s.steps)-1]
 	}
 }
@@ -132,11 +131,14 @@ func (s *session) send(ctx context.Context, flush bool) error {
 	if err := s.recordBefore(ctx); err != nil {
 		return err
 	}
-	var wire []byte
+	wire := s.unsent
+	s.unsent = s.unsent[:0]
+	if cap(s.unsent) > keepUnsent {
+		s.unsent = nil
+	}
 	for i := s.sent; i < len(s.steps); i++ {
 		st := &s.steps[i]
-		wire = append(wire, st.wire...)
-		st.wire, st.before = nil, nil
+		st.size, st.before = 0, nil
 		s.dirty = s.dirty || st.kind != stepLocal
 		if st.kind == stepExecute && st.own == nil {
 			s.ran = true
@@ -200,9 +202,8 @@ func (s *session) awaitsTarget() bool {
 
 func (s *session) pop() step {
 	st := s.steps[0]
-	s.steps[0] = step{}
-	s.steps = s.steps[1:]
 	s.sent--
+	s.steps = slices.Delete(s.steps, 0, 1) // there are few, and their place is used again
 	return st
 }
 

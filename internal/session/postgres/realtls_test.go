@@ -103,7 +103,7 @@ func TestRealTLS(t *testing.T) {
 	}
 	clear := worded(rolePassword)
 	clear.TLS = nil
-	open := func(r Resource) (*upstream, error) { return dial(t.Context(), logins{}, r, nil, 1<<20) }
+	open := func(r Resource) (*upstream, error) { return dial(t.Context(), logins{}, r, nil, 1<<20, new(buffers)) }
 	eventually(t, "the server speaks TLS", func() bool {
 		up, err := open(resource("certified", s.ca, "localhost", good))
 		if err == nil {

@@ -72,10 +72,11 @@ func (e *execution) begin(s *session) {
 
 // row takes one DataRow: limits, detectors, recording, and out.
 func (s *session) row(ctx context.Context, st *step, body []byte) error {
-	cells, err := splitRow(body)
+	cells, err := splitRow(s.cells[:0], body)
 	if err != nil {
 		return lostTarget(s.unavailable("the target broke the protocol"), err)
 	}
+	s.cells = cells
 	if st.quiet {
 		st.own.add(cells)
 		return nil
@@ -215,8 +216,8 @@ func (s *session) finish(e *execution, tag, failure string) {
 	endSpan(e.span, ended)
 }
 
-// splitRow parses a DataRow. The cells alias body; nil is NULL.
-func splitRow(body []byte) ([][]byte, error) {
+// splitRow parses a DataRow and appends its cells, which alias body; nil is NULL.
+func splitRow(cells [][]byte, body []byte) ([][]byte, error) {
 	if len(body) < 2 {
 		return nil, malformed("DataRow")
 	}
@@ -225,20 +226,20 @@ func splitRow(body []byte) ([][]byte, error) {
 	if len(body) < 4*n {
 		return nil, malformed("DataRow")
 	}
-	cells := make([][]byte, n)
-	for i := range cells {
+	for range n {
 		if len(body) < 4 {
 			return nil, malformed("DataRow")
 		}
 		size := int64(int32(binary.BigEndian.Uint32(body)))
 		body = body[4:]
 		if size == -1 {
+			cells = append(cells, nil)
 			continue
 		}
 		if size < 0 || size > int64(len(body)) {
 			return nil, malformed("DataRow")
 		}
-		cells[i], body = body[:size:size], body[size:]
+		cells, body = append(cells, body[:size:size]), body[size:]
 	}
 	if len(body) != 0 {
 		return nil, malformed("DataRow")

@@ -109,6 +109,8 @@ type Decider interface {
 	// with an estimate in it.
 	ReadsEstimate(ctx context.Context, req access.Request) bool
 	MayConnect(ctx context.Context, p access.Principal, r access.Resource) bool
+	// Revision names the rules that the next decision goes by.
+	Revision() string
 	// SessionMax is the longest that a rule grants to a session beyond its
 	// token, counted from its opening.
 	SessionMax(ctx context.Context, p access.Principal, r access.Resource) time.Duration
@@ -191,6 +193,7 @@ type Service struct {
 	keys     *cancelKeys
 	gate     *ingress.Gate
 	live     chan struct{} // sessions
+	buffers  buffers
 }
 
 // New checks its arguments; it opens nothing.

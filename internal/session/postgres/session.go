@@ -50,6 +50,7 @@ type session struct {
 	responses []access.Event // recorded before out is written
 	torn      bool           // a write broke off: not even a farewell fits
 	current   *execution     // whose rows are arriving
+	cells     [][]byte       // of the row that is being relayed
 	// committing is the last execution of a simple query, until its transaction
 	// is done.
 	committing *execution
@@ -57,10 +58,11 @@ type session struct {
 	// Towards the target.
 	steps    []step
 	sent     int
-	status   byte // of the last ReadyForQuery
-	ran      bool // something executed since the last Sync
-	dirty    bool // something was sent since the last Sync
-	skipping bool // the target discards up to Sync
+	unsent   []byte // the messages of the steps that are not sent
+	status   byte   // of the last ReadyForQuery
+	ran      bool   // something executed since the last Sync
+	dirty    bool   // something was sent since the last Sync
+	skipping bool   // the target discards up to Sync
 
 	discarding bool // the client's messages have no effect up to Sync
 	statements map[string]*statement
@@ -150,7 +152,7 @@ func (s *session) prepare(ctx context.Context, start *startup) error {
 	if r != nil {
 		return &fatalError{r: r}
 	}
-	up, err := dial(dialCtx, s.logins, s.resource, settings, s.cfg.MaxRow)
+	up, err := dial(dialCtx, s.logins, s.resource, settings, s.cfg.MaxRow, &s.buffers)
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

@@ -13,17 +13,25 @@ import (
 // startStatementSpan begins the span of one execution. It holds no text and no
 // values: those are in the recording.
 func (s *session) startStatementSpan(ctx context.Context, id string) (context.Context, trace.Span) {
-	return s.deps.Tracer.Start(ctx, "postgres statement", trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
+	ctx, span := s.deps.Tracer.Start(ctx, "postgres statement", trace.WithSpanKind(trace.SpanKindServer))
+	if !span.IsRecording() { // nobody will see them
+		return ctx, span
+	}
+	span.SetAttributes(
 		attribute.String("db.system.name", "postgresql"),
 		attribute.String("chaperone.session", s.info.ID),
 		attribute.String("chaperone.request", id),
 		attribute.String("chaperone.resource", s.resource.Access.Name),
 		attribute.String("chaperone.subject", s.info.Principal.Subject),
-	))
+	)
+	return ctx, span
 }
 
 // describeSpan adds what was decided.
 func describeSpan(span trace.Span, v *verdict) {
+	if !span.IsRecording() {
+		return
+	}
 	if sql := v.request.Action.SQL; sql != nil {
 		span.SetAttributes(attribute.String("db.operation.name", sql.Command))
 	}
@@ -42,6 +50,10 @@ func describeSpan(span trace.Span, v *verdict) {
 // endSpan ends the span of an execution.
 func endSpan(span trace.Span, ended *access.Ended) {
 	if span == nil {
+		return
+	}
+	if !span.IsRecording() {
+		span.End()
 		return
 	}
 	span.SetAttributes(attribute.Int64("db.response.returned_rows", ended.Rows))

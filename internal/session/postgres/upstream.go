@@ -1,9 +1,7 @@
 package postgres
 
 import (
-	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -74,7 +72,7 @@ func (r Resource) searchPath() []string {
 type upstream struct {
 	pg     *pgconn.PgConn
 	conn   net.Conn
-	r      *bufio.Reader
+	r      *source
 	body   []byte
 	maxRow int
 	login  *login
@@ -90,7 +88,7 @@ type upstream struct {
 const cancelWithin = 5 * time.Second
 
 // dial opens the session's connection to the target.
-func dial(ctx context.Context, all logins, r Resource, settings map[string]string, maxRow int) (*upstream, error) {
+func dial(ctx context.Context, all logins, r Resource, settings map[string]string, maxRow int, spare *buffers) (*upstream, error) {
 	by, err := all.take(ctx, r)
 	if err != nil {
 		return nil, err
@@ -100,7 +98,7 @@ func dial(ctx context.Context, all logins, r Resource, settings map[string]strin
 		by.end()
 		return nil, fmt.Errorf("dial %s: %w", r.Access.Name, err)
 	}
-	return &upstream{login: by, pg: pg, conn: pg.Conn(), r: bufio.NewReaderSize(pg.Conn(), 32<<10), maxRow: maxRow}, nil
+	return &upstream{login: by, pg: pg, conn: pg.Conn(), r: newSource(pg.Conn(), spare), maxRow: maxRow}, nil
 }
 
 func dialBy(ctx context.Context, r Resource, by *login, settings map[string]string) (*pgconn.PgConn, error) {
@@ -147,27 +145,25 @@ func (u *upstream) write(b []byte) error {
 
 // read returns the next message. The body is valid until the next read.
 func (u *upstream) read() (byte, []byte, error) {
-	typ, size, err := readHeader(u.r, u.maxRow)
+	typ, size, err := u.r.header(u.maxRow)
 	if err != nil {
 		return 0, nil, err
 	}
-	const keep = 1 << 20
-	if cap(u.body) > keep && size < keep {
+	if cap(u.body) > bigBuffer && size <= bigBuffer {
 		u.body = nil
 	}
-	u.body, err = readBody(u.r, u.body, size)
-	return typ, u.body, err
+	body, grown, err := u.r.body(u.body, size)
+	u.body = grown
+	return typ, body, err
 }
 
 // atHand reports whether the next message can be read without waiting.
-func (u *upstream) atHand() bool {
-	const header = 5
-	n := u.r.Buffered()
-	if n < header {
-		return false
-	}
-	head, err := u.r.Peek(header)
-	return err == nil && n > int(binary.BigEndian.Uint32(head[1:])) // the length counts itself, not the type
+func (u *upstream) atHand() bool { return u.r.whole() }
+
+// rest gives up what is held for answers, while none is awaited.
+func (u *upstream) rest() {
+	u.r.rest()
+	u.body = nil
 }
 
 // cancel asks the target to cancel what runs, once at a time, and does not
@@ -231,7 +227,7 @@ func (u *upstream) peek() (told <-chan struct{}, stop func() error) {
 	var fault error
 	go func() {
 		defer close(done)
-		_, fault = u.r.Peek(1)
+		fault = u.r.atLeast(1)
 	}()
 	return done, func() error {
 		u.conn.SetReadDeadline(longAgo)
