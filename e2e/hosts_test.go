@@ -41,6 +41,9 @@ rules:
     when: 'ssh.act == "exec" && ssh.programs == ["touch"] && ssh.paths.all(p, p.endsWith("/brief"))'
     effect: approve
     approval: {groups: [senior-engineers], count: 1, expires: 1s}
+  - name: compatibility
+    when: 'ssh.act == "exec" && (ssh.command.contains("/sshd/home/free/compat-") || ssh.command.startsWith("/bin/sh -c ''echo ~") || ssh.command.endsWith("/bin/python3 && sleep 0''")) && size(ssh.unknown) >= 0'
+    effect: allow
   - name: own-port
     when: 'ssh.act == "forward" && ssh.operation == "direct-tcpip" && ssh.host == "127.0.0.1"'
     effect: allow

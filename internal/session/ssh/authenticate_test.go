@@ -14,6 +14,7 @@ import (
 	gossh "golang.org/x/crypto/ssh"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/localserver"
 	"chaperone.dev/chaperone/internal/session/ssh/authority"
 )
 
@@ -88,9 +89,10 @@ func TestCertificates(t *testing.T) {
 		"living for a year":       {resign(t, agent(), func(c *gossh.Certificate) { c.ValidBefore += 365 * 24 * 3600 }), host.Account + "@web", "denied: the certificate is not valid here"},
 		"for everything":          {resign(t, agent(), func(c *gossh.Certificate) { c.ValidPrincipals = nil }), host.Account + "@web", "denied: the certificate is not valid here"},
 		"of a host":               {resign(t, agent(), func(c *gossh.Certificate) { c.CertType = gossh.HostCert }), host.Account + "@web", "denied: the certificate is not valid here"},
-		"without a principal":     {resign(t, agent(), func(c *gossh.Certificate) { c.CriticalOptions = nil }), host.Account + "@web", "denied: the certificate is not valid here"},
+		"without a principal":     {resign(t, agent(), func(c *gossh.Certificate) { delete(c.Extensions, authority.PrincipalExtension) }), host.Account + "@web", "denied: the certificate is not valid here"},
 		"with another option":     {resign(t, agent(), func(c *gossh.Certificate) { c.CriticalOptions["force-command"] = "x" }), host.Account + "@web", "denied: the certificate is not valid here"},
-		"with an unknown member":  {resign(t, agent(), func(c *gossh.Certificate) { c.CriticalOptions[authority.PrincipalOption] = `{"root":true}` }), host.Account + "@web", "denied: the certificate is not valid here"},
+		"usable everywhere":       {resign(t, agent(), func(c *gossh.Certificate) { c.CriticalOptions = nil }), host.Account + "@web", "denied: the certificate is not valid here"},
+		"with an unknown member":  {resign(t, agent(), func(c *gossh.Certificate) { c.Extensions[authority.PrincipalExtension] = `{"root":true}` }), host.Account + "@web", "denied: the certificate is not valid here"},
 		"of a revoked token":      {certified(t, revoked, nil), host.Account + "@web", "denied: the certificate is not valid here"},
 		"of an issuer that went":  {certified(t, stranger, nil), host.Account + "@web", "denied: the certificate is not valid here"},
 		"changed after the grant": {certified(t, agent(), func(c *gossh.Certificate) { c.ValidPrincipals = append(c.ValidPrincipals, "db") }), host.Account + "@db", "denied: the certificate is not valid here"},
@@ -111,6 +113,32 @@ func TestCertificates(t *testing.T) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
 		})
+	}
+}
+
+// A client's certificate opens no host, even where the host trusts the clients'
+// authority by mistake.
+func TestCertificatesOpenNoHost(t *testing.T) {
+	t.Parallel()
+	trusting, err := localserver.StartSSHD(t.Context(), filepath.Join(t.TempDir(), "sshd"), filepath.Join(host.Dir, "..", "keys", "ca.pub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { trusting.Close() })
+	login := func(signer gossh.Signer) error {
+		client, err := gossh.Dial("tcp", trusting.Addr, &gossh.ClientConfig{User: host.Account, Auth: []gossh.AuthMethod{gossh.PublicKeys(signer)},
+			HostKeyCallback: gossh.InsecureIgnoreHostKey(), Timeout: 10 * time.Second})
+		if err == nil {
+			client.Close()
+		}
+		return err
+	}
+	toAccount := func(c *gossh.Certificate) { c.ValidPrincipals = []string{host.Account} }
+	if err := login(resign(t, agent(), func(c *gossh.Certificate) { toAccount(c); c.CriticalOptions = nil })); err != nil {
+		t.Errorf("control: %v", err)
+	}
+	if err := login(resign(t, agent(), toAccount)); err == nil {
+		t.Error("the host takes it")
 	}
 }
 

@@ -2,10 +2,12 @@ package ssh
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/approval"
 	"chaperone.dev/chaperone/internal/telemetry"
 )
 
@@ -23,9 +25,8 @@ func (s *session) hold(ctx context.Context, v *verdict, tell func(string) error)
 	if r := s.append(ctx, v, nil, v.decided()); r != nil {
 		return r
 	}
-	// Not leased: each run of ssh is a connection of its own, and the one that
-	// repeats the command finds the answer. A client that leaves abandons it.
-	ask := access.Ask{Request: v.request, Decision: v.decision, Settings: s.heldSettings(), Trace: telemetry.Traceparent(ctx)}
+	// Leased: it ends with whoever waits for it, this process included.
+	ask := access.Ask{Request: v.request, Decision: v.decision, Settings: s.heldSettings(), Leased: true, Trace: telemetry.Traceparent(ctx)}
 	a, err := s.deps.Approvals.Ask(ctx, ask)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -102,7 +103,7 @@ func (s *session) wait(ctx context.Context, v *verdict, a access.Approval, tell 
 	defer over.Stop()
 	for {
 		if err := s.tellHeld(ctx, a, tell); err != nil {
-			s.abandon(ctx, a.ID)
+			s.depart(ctx, v, a)
 			return a, s.notNow(v, access.SessionEnded, "the client left", "", err.Error())
 		}
 		select {
@@ -110,20 +111,44 @@ func (s *session) wait(ctx context.Context, v *verdict, a access.Approval, tell 
 			if answer.err == nil {
 				return answer.approval, nil
 			}
-			s.abandon(ctx, a.ID)
+			s.depart(ctx, v, a)
 			if ctx.Err() != nil {
 				return a, s.over(ctx, v)
 			}
 			return a, s.notNow(v, access.Unavailable, "the gateway cannot wait for the approval now", "try again in a moment", answer.err.Error())
 		case <-tick:
 		case <-over.C:
-			r := s.notNow(v, access.ApprovalRequired, "no reviewer has answered "+a.ID+" yet", "run the same again once "+a.ID+" is approved", "wait over")
-			r.denial.Requestable, r.denial.Recourse = true, access.RecourseOf(v.decision.Obligations.Approval, &a)
-			return a, r
+			return s.unanswered(ctx, v, a)
 		case <-ctx.Done():
-			s.abandon(ctx, a.ID)
+			s.depart(ctx, v, a)
 			return a, s.over(ctx, v)
 		}
+	}
+}
+
+// unanswered sends the client away with the id to come back with: each run of ssh
+// is a connection of its own, and the one that repeats the command finds the
+// question, which stands without this one. An answer that came meanwhile is
+// returned.
+func (s *session) unanswered(ctx context.Context, v *verdict, a access.Approval) (access.Approval, *refusal) {
+	var answered *approval.StateError
+	if err := s.deps.Approvals.Detach(ctx, a.ID); errors.As(err, &answered) {
+		a.State = answered.State
+		return a, nil
+	} else if err != nil {
+		s.depart(ctx, v, a)
+		return a, s.notNow(v, access.Unavailable, "the gateway lost touch with its reviewers", "run it again to ask anew", err.Error())
+	}
+	r := s.notNow(v, access.ApprovalRequired, "no reviewer has answered "+a.ID+" yet", "run the same again once "+a.ID+" is approved", "wait over")
+	r.denial.Requestable, r.denial.Recourse = true, access.RecourseOf(v.decision.Obligations.Approval, &a)
+	return a, r
+}
+
+// depart ends a question of the act's own. One that an earlier connection left
+// behind stands for the next.
+func (s *session) depart(ctx context.Context, v *verdict, a access.Approval) {
+	if a.ID == v.request.ID {
+		s.abandon(ctx, a.ID)
 	}
 }
 

@@ -97,12 +97,14 @@ type Recorder interface {
 
 // Approvals is the lifecycle of held acts. Ask files a question, or returns the
 // live one with the same digest; Wait blocks until it is answered; Consume uses
-// a grant up; Abandon says that nobody waits any more.
+// a grant up; Abandon says that nobody waits any more, Detach that whoever waited
+// will come back.
 type Approvals interface {
 	Ask(ctx context.Context, ask access.Ask) (access.Approval, error)
 	Wait(ctx context.Context, id string) (access.Approval, error)
 	Consume(ctx context.Context, id, digest string) error
 	Abandon(ctx context.Context, id string) error
+	Detach(ctx context.Context, id string) error
 }
 
 // Sessions is the registry of live sessions. The context that Open returns ends

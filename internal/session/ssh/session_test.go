@@ -253,9 +253,16 @@ func TestHold(t *testing.T) {
 		go func() { done <- exec(t, client, command, "") }()
 		return done
 	}
+	leased := func(id string) bool {
+		a, err := g.approvals.Get(t.Context(), id)
+		return err == nil && a.Ask.Leased
+	}
 	granted := evil(t)
 	done := held("touch " + granted)
 	id := pending("touch " + granted)
+	if !leased(id) {
+		t.Error("the question would outlive the gateway")
+	}
 	if exists(granted) {
 		t.Error("it ran before it was granted")
 	}
@@ -277,6 +284,25 @@ func TestHold(t *testing.T) {
 	if r.status != 75 || !strings.Contains(r.errs, "no reviewer has answered req_") || exists(later) {
 		t.Errorf("not answered: %+v", r)
 	}
+	id = pending("touch " + later)
+	if leased(id) {
+		t.Error("the question ends though its client was told to come back")
+	}
+	returning := g.connect(t) // who comes back and leaves again ends nothing
+	waiting, err := returning.NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := waiting.Start("touch " + later); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it waits for the same question", func() bool {
+		return len(g.recorder.find(func(e access.Event) bool { return e.Notice != nil && e.Request == id })) > 1
+	})
+	returning.Close()
+	eventually(t, "it has left", func() bool {
+		return len(g.recorder.find(func(e access.Event) bool { return e.Closed != nil })) > 0
+	})
 	answer(pending("touch "+later), true)
 	if r := exec(t, g.connect(t), "touch "+later, ""); r.status != 0 || !exists(later) {
 		t.Errorf("answered later, by another connection: %+v", r)

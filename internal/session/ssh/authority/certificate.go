@@ -17,10 +17,17 @@ import (
 	"chaperone.dev/chaperone/internal/access"
 )
 
-// PrincipalOption is the critical option that holds the principal of a client
-// as JSON. No sshd knows it, and so none takes the certificate, whomever it
-// trusts.
-const PrincipalOption = "principal@chaperone.dev"
+// PrincipalExtension holds the principal of a client as JSON.
+const PrincipalExtension = "principal@chaperone.dev"
+
+// sourceAddress is the critical option that says from where a certificate may be
+// used, and nowhere is an address from which nobody connects: no sshd takes a
+// client's certificate, whomever it trusts. Every server knows the option, and so
+// do libraries of clients, which refuse to load what they do not know.
+const (
+	sourceAddress = "source-address"
+	nowhere       = "255.255.255.255/32"
+)
 
 // Bounds of certificates.
 const (
@@ -89,8 +96,8 @@ func (k *Keys) Grant(key gossh.PublicKey, p access.Principal, resources []string
 		Key: key, CertType: gossh.UserCert, Serial: serial, KeyId: p.Token.ID + " " + p.Subject, ValidPrincipals: resources,
 		ValidAfter: uint64(now.Add(-early).Unix()), ValidBefore: uint64(until.Unix()),
 		Permissions: gossh.Permissions{
-			CriticalOptions: map[string]string{PrincipalOption: string(who)},
-			Extensions:      map[string]string{"permit-pty": ""}, // for people who read it; policy decides
+			CriticalOptions: map[string]string{sourceAddress: nowhere},
+			Extensions:      map[string]string{PrincipalExtension: string(who), "permit-pty": ""}, // the latter for people who read it; policy decides
 		},
 	}
 	return cert, cert.SignCert(rand.Reader, k.ca)
@@ -100,7 +107,7 @@ func (k *Keys) Grant(key gossh.PublicKey, p access.Principal, resources []string
 // which the protocol does, and whether the token was revoked.
 func (k *Keys) Read(cert *gossh.Certificate, now time.Time) (Grant, error) {
 	g := Grant{Serial: cert.Serial, Resources: cert.ValidPrincipals, Expires: time.Unix(int64(cert.ValidBefore), 0)}
-	who, ok := cert.CriticalOptions[PrincipalOption]
+	who, ok := cert.Extensions[PrincipalExtension]
 	switch {
 	case cert.CertType != gossh.UserCert:
 		return g, fmt.Errorf("%w: not a user's", ErrRejected)
@@ -108,6 +115,8 @@ func (k *Keys) Read(cert *gossh.Certificate, now time.Time) (Grant, error) {
 		return g, fmt.Errorf("%w: another authority signed it", ErrRejected)
 	case !ok || len(who) > maxPrincipal:
 		return g, fmt.Errorf("%w: it names no principal", ErrRejected)
+	case len(cert.CriticalOptions) != 1 || cert.CriticalOptions[sourceAddress] != nowhere:
+		return g, fmt.Errorf("%w: its critical options are not those of a client's", ErrRejected)
 	case len(cert.ValidPrincipals) == 0 || len(cert.ValidPrincipals) > maxResources:
 		return g, fmt.Errorf("%w: it names no resource", ErrRejected)
 	case !slices.Contains(userKeys, cert.Key.Type()):
@@ -115,7 +124,7 @@ func (k *Keys) Read(cert *gossh.Certificate, now time.Time) (Grant, error) {
 	case cert.ValidBefore-cert.ValidAfter > uint64((MaxLife+early)/time.Second):
 		return g, fmt.Errorf("%w: it lives too long", ErrRejected)
 	}
-	checker := gossh.CertChecker{SupportedCriticalOptions: []string{PrincipalOption}, Clock: func() time.Time { return now }}
+	checker := gossh.CertChecker{SupportedCriticalOptions: []string{sourceAddress}, Clock: func() time.Time { return now }}
 	if err := checker.CheckCert(cert.ValidPrincipals[0], cert); err != nil {
 		return g, fmt.Errorf("%w: %w", ErrRejected, err)
 	}

@@ -5,7 +5,7 @@
 //	target_ca   signs the certificates that the gateway shows to targets
 //
 // Targets trust target_ca alone: a client's certificate opens nothing but the
-// gateway, and says so in a critical option that no sshd knows. The package
+// gateway, and can be used from nowhere else. The package
 // refuses keys that others can read, and certificates that it does not
 // understand whole.
 package authority
