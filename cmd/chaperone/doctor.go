@@ -51,14 +51,21 @@ do beyond acting as the configured callers, what it lacks for that, and whether
 anybody gets in without a credential. With --grants it prints the RBAC that
 suffices.
 
+At each account of each SSH host it logs in as a session would, and says what
+keeps sessions from working and what opens the account past the gateway. It runs
+echo "$SHELL" and looks for authorized_keys there, and makes a few logins that
+must fail. With --grants it prints lines for sshd_config.
+
 It changes nothing itself.
 
 Exit status: 0 every database is walled or says unwalled: true and every account
-at an API server can do what it needs and no more, 1 one is not so or cannot be
+at an API server can do what it needs and no more, and sessions at every host
+work, 1 one is not so or cannot be
 reached, 2 usage.`,
 		Example: `  chaperone doctor --config chaperone.yaml
   chaperone doctor --grants --config chaperone.yaml orders
   chaperone doctor --grants --config chaperone.yaml cluster
+  chaperone doctor --grants --config chaperone.yaml web
   chaperone doctor --grants --config chaperone.yaml -o json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -97,7 +104,7 @@ func (d *diagnosis) sound() bool { return d.Walled }
 
 func (d *diagnosis) withoutGrants() { d.Statements = []string{} }
 
-// diagnose examines the named resource, or every database and API server.
+// diagnose examines the named resource, or every database, API server and host.
 func diagnose(ctx context.Context, file string, names []string) ([]finding, error) {
 	cfg, err := config.Load(file)
 	if err != nil {
@@ -120,6 +127,13 @@ func diagnose(ctx context.Context, file string, names []string) ([]finding, erro
 			}
 			found = append(found, d)
 		}
+		if res.Kind == access.SSH {
+			of, err := examineHost(ctx, cfg, res)
+			if err != nil {
+				return nil, fmt.Errorf("resource %s: %w", res.Name, err)
+			}
+			found = append(found, of...)
+		}
 		if res.Kind != access.Postgres {
 			continue
 		}
@@ -130,7 +144,7 @@ func diagnose(ctx context.Context, file string, names []string) ([]finding, erro
 		found = append(found, examine(ctx, target, engine.MasksOf(res.Access())))
 	}
 	if len(names) > 0 && len(found) == 0 {
-		return nil, fmt.Errorf("%w: %s has no PostgreSQL or Kubernetes resource %q", errUsage, file, names[0])
+		return nil, fmt.Errorf("%w: %s has no PostgreSQL, Kubernetes or SSH resource %q", errUsage, file, names[0])
 	}
 	return found, nil
 }

@@ -40,8 +40,9 @@ func SSHDPath() (string, error) {
 }
 
 // StartSSHD starts a server with its files in dir. It takes certificates of the
-// authority in the file trustedCA, and the keys in dir/authorized_keys.
-func StartSSHD(ctx context.Context, dir, trustedCA string) (*SSHD, error) {
+// authority in the file trustedCA, and the keys in dir/authorized_keys. Settings are
+// lines of sshd_config that come before its own.
+func StartSSHD(ctx context.Context, dir, trustedCA string, settings ...string) (*SSHD, error) {
 	path, err := SSHDPath()
 	if err != nil {
 		return nil, err
@@ -66,12 +67,12 @@ func StartSSHD(ctx context.Context, dir, trustedCA string) (*SSHD, error) {
 	if err := s.NewHostKey(ctx); err != nil {
 		return nil, err
 	}
-	text := strings.Join([]string{
+	text := strings.Join(append(settings, []string{
 		"ListenAddress " + s.Addr, "HostKey " + s.file("host"), "PidFile none", "TrustedUserCAKeys " + trustedCA,
 		"AuthorizedKeysFile " + s.file("authorized_keys"), "StrictModes no", "UsePAM no", "PasswordAuthentication no",
 		"KbdInteractiveAuthentication no", "PermitRootLogin prohibit-password", "PrintMotd no", "AcceptEnv LANG LC_* GIT_PROTOCOL TEST_*",
 		"Subsystem sftp internal-sftp", "LogLevel VERBOSE", "MaxStartups 200", "",
-	}, "\n")
+	}...), "\n")
 	if err := os.WriteFile(s.file("sshd_config"), []byte(text), 0o600); err != nil {
 		return nil, fmt.Errorf("sshd: %w", err)
 	}

@@ -73,18 +73,23 @@ func (s *session) dial(ctx context.Context) (*gossh.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key for the target: %w", err)
 	}
-	dial := s.resource.Dial
+	return s.resource.login(ctx, s.user, s.deps.Clock, gossh.PublicKeys(signer))
+}
+
+// login connects to the target as an account.
+func (r Resource) login(ctx context.Context, user string, clock func() time.Time, auth ...gossh.AuthMethod) (*gossh.Client, error) {
+	dial := r.Dial
 	if dial == nil {
 		dial = (&net.Dialer{KeepAlive: aliveEvery}).DialContext
 	}
-	conn, err := dial(ctx, "tcp", s.resource.Address)
+	conn, err := dial(ctx, "tcp", r.Address)
 	if err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	config := &gossh.ClientConfig{Config: algorithms, User: s.user, Auth: []gossh.AuthMethod{gossh.PublicKeys(signer)},
-		HostKeyCallback: s.checkHost, HostKeyAlgorithms: s.resource.hostAlgorithms(), ClientVersion: serverVersion}
-	client, channels, requests, err := gossh.NewClientConn(conn, s.resource.Address, config)
+	config := &gossh.ClientConfig{Config: algorithms, User: user, Auth: auth,
+		HostKeyCallback: r.checkHost(clock), HostKeyAlgorithms: r.hostAlgorithms(), ClientVersion: serverVersion}
+	client, channels, requests, err := gossh.NewClientConn(conn, r.Address, config)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -95,24 +100,30 @@ func (s *session) dial(ctx context.Context) (*gossh.Client, error) {
 	return gossh.NewClient(client, channels, requests), nil // channels that the target opens are refused
 }
 
-// checkHost takes a pinned key, or one that a pinned authority certified.
-func (s *session) checkHost(address string, remote net.Addr, key gossh.PublicKey) error {
+// checkHost takes a pinned key, or one that a pinned authority certified for the
+// host of the address.
+func (r Resource) checkHost(clock func() time.Time) gossh.HostKeyCallback {
 	is := func(other gossh.PublicKey) func(gossh.PublicKey) bool {
 		return func(k gossh.PublicKey) bool { return bytes.Equal(k.Marshal(), other.Marshal()) }
 	}
-	if cert, ok := key.(*gossh.Certificate); ok && slices.ContainsFunc(s.resource.HostCAs, is(cert.SignatureKey)) {
-		checker := gossh.CertChecker{Clock: s.deps.Clock, IsHostAuthority: func(authority gossh.PublicKey, _ string) bool {
-			return slices.ContainsFunc(s.resource.HostCAs, is(authority))
-		}}
-		if len(cert.ValidPrincipals) == 0 {
-			return fmt.Errorf("%w: a certificate for no host in particular", errHostKey)
+	return func(address string, remote net.Addr, key gossh.PublicKey) error {
+		if cert, ok := key.(*gossh.Certificate); ok && slices.ContainsFunc(r.HostCAs, is(cert.SignatureKey)) {
+			checker := gossh.CertChecker{Clock: clock, IsHostAuthority: func(authority gossh.PublicKey, _ string) bool {
+				return slices.ContainsFunc(r.HostCAs, is(authority))
+			}}
+			if len(cert.ValidPrincipals) == 0 {
+				return fmt.Errorf("%w: a certificate for no host in particular", errHostKey)
+			}
+			if err := checker.CheckHostKey(address, remote, key); err != nil {
+				return fmt.Errorf("%w: %w", errHostKey, err)
+			}
+			return nil
 		}
-		return checker.CheckHostKey(address, remote, key)
+		if slices.ContainsFunc(r.HostKeys, is(key)) {
+			return nil
+		}
+		return fmt.Errorf("%w: %s %s", errHostKey, key.Type(), gossh.FingerprintSHA256(key))
 	}
-	if slices.ContainsFunc(s.resource.HostKeys, is(key)) {
-		return nil
-	}
-	return fmt.Errorf("%w: %s %s", errHostKey, key.Type(), gossh.FingerprintSHA256(key))
 }
 
 // hostAlgorithms asks the target for a key that can be checked.
