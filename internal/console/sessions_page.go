@@ -17,14 +17,17 @@ import (
 	"chaperone.dev/chaperone/internal/record"
 )
 
-// sessionRows are those that a search finds, the newest first, and how many more
-// there are.
-func sessionRows(list []SessionSummary, search string, from int) (rows []row, more int) {
+// sessionRows are those that a search finds, of them perhaps only where something
+// was denied, the newest first, and how many more there are.
+func sessionRows(list []SessionSummary, search string, denied bool, from int) (rows []row, more int) {
 	search = strings.ToLower(strings.TrimSpace(search))
 	for _, sum := range slices.Backward(list) {
 		p := sum.Principal
 		if search != "" && !slices.ContainsFunc([]string{sum.ID, p.User, p.Subject, p.Subagent, p.Workflow, sum.Resource.Name},
 			func(s string) bool { return strings.Contains(strings.ToLower(s), search) }) {
+			continue
+		}
+		if denied && sum.Denied == 0 {
 			continue
 		}
 		if from--; from >= 0 {
@@ -46,7 +49,7 @@ func sessionRows(list []SessionSummary, search string, from int) (rows []row, mo
 
 func (s *server) sessionsPage(w http.ResponseWriter, r *http.Request, b *login.Session) error {
 	q := r.URL.Query()
-	live, search := q.Get("live") == "true", q.Get("q")
+	live, denied, search := q.Get("live") == "true", q.Get("denied") == "true", q.Get("q")
 	list, err := s.sessions(r.Context(), live)
 	if err != nil {
 		return err
@@ -55,14 +58,15 @@ func (s *server) sessionsPage(w http.ResponseWriter, r *http.Request, b *login.S
 	if err != nil || from < 0 {
 		from = 0
 	}
-	rows, more := sessionRows(list, search, from)
+	rows, more := sessionRows(list, search, denied, from)
 	content := struct {
 		Live   bool
+		Denied bool
 		Search string
 		Rows   []row
 		More   int
 		Next   string
-	}{live, search, rows, more, "?" + url.Values{"q": {search}, "live": {strconv.FormatBool(live)}, "from": {strconv.Itoa(from + maxRows)}}.Encode()}
+	}{live, denied, search, rows, more, "?" + url.Values{"q": {search}, "live": {strconv.FormatBool(live)}, "denied": {strconv.FormatBool(denied)}, "from": {strconv.Itoa(from + maxRows)}}.Encode()}
 	return show(w, http.StatusOK, "sessions", s.view(b, "Sessions", "/console/sessions", content))
 }
 

@@ -412,6 +412,33 @@ func TestLongSessionsComeInPages(t *testing.T) {
 	}
 }
 
+func TestSessionsAreFound(t *testing.T) {
+	t.Parallel()
+	var list []SessionSummary
+	for i := range maxRows + 10 {
+		sum := SessionSummary{Session: access.Session{ID: fmt.Sprint("ses_", i), Principal: access.Principal{User: "Ada"}, Resource: access.Resource{Name: "orders"}}, Live: i%2 == 0}
+		if i%10 == 3 {
+			sum.Denied, sum.Resource.Name = 1, "billing"
+		}
+		list = append(list, sum)
+	}
+	for _, c := range []struct {
+		search     string
+		denied     bool
+		from       int
+		rows, more int
+		first      string
+	}{
+		{"", false, 0, maxRows, 10, "ses_209"}, {"", false, maxRows, 10, 0, "ses_9"}, {" ADA ", false, 0, maxRows, 10, "ses_209"}, {"nobody", false, 0, 0, 0, ""},
+		{"bill", false, 0, 21, 0, "ses_203"}, {"", true, 0, 21, 0, "ses_203"}, {"ses_20", false, 0, 11, 0, "ses_209"},
+	} {
+		rows, more := sessionRows(list, c.search, c.denied, c.from)
+		if len(rows) != c.rows || more != c.more || len(rows) > 0 && !strings.HasSuffix(rows[0].Href, "/"+c.first) {
+			t.Errorf("%+v: %d rows and %d more, first %v", c, len(rows), more, rows[:min(1, len(rows))])
+		}
+	}
+}
+
 // Rows of one look serve everybody who polls within the second.
 func TestPollsShareALook(t *testing.T) {
 	t.Parallel()
