@@ -214,7 +214,7 @@ return shown;`, "url", s.URL()+"/console/sessions/"+ended(t, s, person(t, s, dem
 	if text := strings.Join(strings.Fields(shown), " "); !strings.Contains(text, "first red link <script>alert(1)</script> second") {
 		t.Errorf("the terminal shows %q", shown)
 	}
-	sofia.picture(t, ".act", "console-terminal.png")
+	sofia.picture(t, ".act:has(.terminal)", "console-terminal.png")
 	sofia.do(t, `
 const screen = page.locator(".screen");
 const at = (time) => page.evaluate((time) => document.querySelector(".terminal").player.seek(time), time);

@@ -1,6 +1,7 @@
 package login
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -40,6 +41,7 @@ type world struct {
 	mu      sync.Mutex
 	nonce   string            // of the ID token that is given next
 	asked   url.Values        // the last request for a token
+	as      string            // issuer of the tokens, in place of the right one
 	revoked bool              // whoever it is
 	fault   error             // of the verifier
 	seen    map[string]bool   // assertions
@@ -63,7 +65,7 @@ func (w *world) verdict() error {
 
 func (w *world) Verify(_ context.Context, token access.Secret) (access.Principal, error) {
 	issuer, _, _ := strings.Cut(token.Reveal(), ".")
-	return w.principal(issuer), w.verdict()
+	return w.principal(cmp.Or(w.as, issuer)), w.verdict()
 }
 
 func (w *world) Stands(context.Context, access.Principal) error { return w.verdict() }
@@ -256,6 +258,10 @@ func TestAnswersOfOthersAreRefused(t *testing.T) {
 		},
 		"a token that is no good": func(w *world, q url.Values) (*httptest.ResponseRecorder, error) {
 			w.revoked = true
+			return w.callback("oidc", q)
+		},
+		"a token of another provider": func(w *world, q url.Values) (*httptest.ResponseRecorder, error) {
+			w.as = "other"
 			return w.callback("oidc", q)
 		},
 		"an assertion for a code": func(w *world, q url.Values) (*httptest.ResponseRecorder, error) { return w.deliver("oidc", "x") },
