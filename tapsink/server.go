@@ -177,16 +177,19 @@ func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, r *resp
 		if err != nil {
 			return err
 		}
+		if r.decision.session != "" && s.cfg.Watch != nil && !r.watched {
+			r.watched = true
+			session, release = s.cfg.Watch(r.decision.session)
+		}
+		if session.Err() != nil { // before this, or meanwhile
+			return fmt.Errorf("session ended: %w", context.Cause(session))
+		}
 		if err := stream.Send(out); err != nil {
 			return fmt.Errorf("%w: %w", errLeft, err)
 		}
 		// Only what was sent counts: a response whose last answer did not
 		// reach Envoy is not over, and OK would let its last piece through.
 		r.answered = r.phase == ended || r.phase == refused
-		if r.decision.session != "" && s.cfg.Watch != nil && !r.watched {
-			r.watched = true
-			session, release = s.cfg.Watch(r.decision.session)
-		}
 		idle.Reset(s.cfg.Idle)
 	}
 }

@@ -579,6 +579,27 @@ func TestSessionEnds(t *testing.T) {
 	}
 }
 
+// TestSessionEndedBefore: of an answer that comes after its session has ended
+// nothing leaves, not even that there is one.
+func TestSessionEndedBefore(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	session, kill := context.WithCancelCause(t.Context())
+	path, _ := serve(t, tapsink.Config{Recorder: m, Watch: func(string) (context.Context, func()) { return session, func() {} }})
+	twin := open(t, path, redact("/ssn"))
+	twin.json()
+	kill(&access.Denial{Reason: access.SessionEnded, Message: "killed by an operator"})
+	for range 20 {
+		s := open(t, path, redact("/ssn"))
+		if out, err := s.exchange(headersMessage(false, ":status", "200", "content-type", "application/json")); status.Code(err) != codes.Aborted {
+			t.Fatalf("answered with %v %v", out, err)
+		}
+	}
+	if ended := endOf(m.wait(t, hasEnded)); !strings.Contains(ended.Error, "killed by an operator") {
+		t.Errorf("recorded %+v", ended)
+	}
+}
+
 func TestTooManyStreams(t *testing.T) {
 	t.Parallel()
 	path, _ := serve(t, tapsink.Config{Recorder: newMemory(), MaxStreams: 1})
