@@ -86,8 +86,6 @@ const (
 	// skew is how far the clocks of replicas may be apart for a kill that is
 	// read from the store to find exactly the sessions from before it.
 	skew = 2 * time.Second
-	// maxRevocations bounds them in memory.
-	maxRevocations = 10_000
 )
 
 // refuses reports whether a session may not open because of the revocation: with
@@ -126,18 +124,19 @@ func (v *revocation) denial(s access.Session) *access.Denial {
 // of this replica have ended all the same, and the error says that others may
 // not have. Kill does not record who did it: the caller does.
 func (r *Registry) Kill(ctx context.Context, sel Selector, cause string, by access.Principal) (int, error) {
-	return r.kill(ctx, sel, cause, by, time.Time{})
+	return r.kill(ctx, sel, cause, by, time.Time{}, maxRevocations)
 }
 
 // RevokeToken refuses the principal's token, and all that was exchanged from it,
 // for as long as it would have been good, and ends their sessions.
 func (r *Registry) RevokeToken(ctx context.Context, p access.Principal, cause string) error {
-	_, err := r.kill(ctx, Selector{Token: p.Token.ID}, cause, p, p.Token.ExpiresAt.Add(opening))
+	_, err := r.kill(ctx, Selector{Token: p.Token.ID}, cause, p, p.Token.ExpiresAt.Add(opening), maxByHolders)
 	return err
 }
 
-// kill is Kill; until, when set, is how long the revocation lasts.
-func (r *Registry) kill(ctx context.Context, sel Selector, cause string, by access.Principal, until time.Time) (int, error) {
+// kill is Kill; until, when set, is how long the revocation lasts, and most how
+// many there may be.
+func (r *Registry) kill(ctx context.Context, sel Selector, cause string, by access.Principal, until time.Time, most int) (int, error) {
 	if err := sel.check(); err != nil {
 		return 0, fmt.Errorf("kill: %w", err)
 	}
@@ -147,10 +146,10 @@ func (r *Registry) kill(ctx context.Context, sel Selector, cause string, by acce
 		v.Until = now.Add(r.config.TokenLife)
 	}
 	r.mu.Lock()
-	full := len(r.revoked) >= maxRevocations
+	full := r.revoked.room(most)
 	r.mu.Unlock()
-	if full {
-		return 0, fmt.Errorf("kill: %d revocations are in force", maxRevocations)
+	if full != nil {
+		return 0, fmt.Errorf("kill: %w", full)
 	}
 	counting := r.count(ctx, sel)
 	all, quick := counting.within(countWithin)
@@ -160,14 +159,18 @@ func (r *Registry) kill(ctx context.Context, sel Selector, cause string, by acce
 	case !all.expires.IsZero():
 		v.Until = all.expires.Add(opening) // it is no good after that anyway
 	}
-	here := r.apply(v)
-	announced := r.announce(ctx, v)
+	// The other replicas hear of it while this one ends its own.
+	r.keep(v, r.config.Clock())
+	announced := make(chan error, 1)
+	go func() { announced <- r.announce(ctx, v) }()
+	here := r.endMatching(v, everySession)
+	told := <-announced
 	if !quick {
 		all = <-counting
 	}
 	n := max(all.sessions, here)
 	r.log.Info("kill", "selector", sel, "cause", v.Cause, "by", by.User, "sessions", n)
-	if err := errors.Join(all.err, announced); err != nil {
+	if err := errors.Join(all.err, told); err != nil {
 		return n, fmt.Errorf("kill: %w", err)
 	}
 	return n, nil
@@ -181,9 +184,10 @@ type count struct {
 	err      error
 }
 
-// countWithin is how long a kill waits for its sessions to be counted. Listing
-// thousands takes longer; they end meanwhile, and fewer are counted.
-const countWithin = 75 * time.Millisecond
+// countWithin is how long a kill waits for its sessions to be counted, before it
+// ends them. Listing a thousand takes longer; they end meanwhile, and fewer are
+// counted.
+const countWithin = 20 * time.Millisecond
 
 type counting chan count
 
@@ -231,12 +235,7 @@ func (r *Registry) Revoked(ctx context.Context, p access.Principal) (bool, error
 	if !r.inTouch() {
 		return false, errors.New("the registry is not in touch with the store")
 	}
-	for _, v := range r.revoked {
-		if v.revokes(p) {
-			return true, nil
-		}
-	}
-	return false, nil
+	return r.revoked.revoke(p), nil
 }
 
 // announce publishes the revocation at once, stores it, and publishes it again:
@@ -280,13 +279,15 @@ func (r *Registry) take(payload []byte) {
 // opened. It returns how many sessions it ended.
 func (r *Registry) apply(v *revocation) int {
 	r.keep(v, r.config.Clock())
-	return r.endMatching(v, func(access.Session) bool { return true })
+	return r.endMatching(v, everySession)
 }
+
+func everySession(access.Session) bool { return true }
 
 func (r *Registry) knows(id string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.revoked[id] != nil
+	return r.revoked.byID[id] != nil
 }
 
 func (r *Registry) keep(v *revocation, heard time.Time) {
@@ -300,9 +301,7 @@ func (r *Registry) keep(v *revocation, heard time.Time) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.revoked[v.ID] == nil {
-		r.revoked[v.ID] = v
-	}
+	r.revoked.add(v)
 }
 
 func (r *Registry) endMatching(v *revocation, also func(access.Session) bool) (n int) {
@@ -377,11 +376,7 @@ func (r *Registry) forgetRevocations(ctx context.Context) {
 
 func (r *Registry) forgetOnce(ctx context.Context) error {
 	r.mu.Lock()
-	for id, v := range r.revoked {
-		if v.lasts.Passed() {
-			delete(r.revoked, id)
-		}
-	}
+	r.revoked.forget()
 	r.mu.Unlock()
 	return r.eachRevocation(ctx, func(record store.Record, v *revocation) error {
 		if r.config.Clock().Before(v.Until) {

@@ -153,8 +153,8 @@ func TestTokenStaysRevoked(t *testing.T) {
 		p.clock.Advance(22 * time.Minute) // the token is no good any more: nothing to remember
 		for _, r := range []*Registry{p.one, p.two, late} {
 			ok(t, r.forgetOnce(t.Context()))
-			if len(r.revoked) != 0 {
-				t.Fatalf("remembered %v", r.revoked)
+			if len(r.revoked.byID) != 0 {
+				t.Fatalf("remembered %v", r.revoked.byID)
 			}
 		}
 		page, err := p.stores[0].List(t.Context(), revokePrefix, "", 10)

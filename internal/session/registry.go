@@ -74,7 +74,7 @@ type Registry struct {
 	mu           sync.Mutex
 	live         map[string]*live
 	perPrincipal map[string]int
-	revoked      map[string]*revocation
+	revoked      revocations
 	ready        chan struct{} // closed while revocations are known and the feed is followed
 	heard        time.Time     // when the feed was last reached
 	stopped      bool
@@ -119,7 +119,7 @@ func New(config Config) (*Registry, error) {
 		config: config, store: config.Store, log: config.Logger,
 		owner: config.Replica + "/" + strings.ToLower(rand.Text()[:8]),
 		gone:  make(chan string, 4096), live: map[string]*live{}, perPrincipal: map[string]int{},
-		revoked: map[string]*revocation{}, ready: make(chan struct{}),
+		revoked: newRevocations(), ready: make(chan struct{}),
 	}
 	if err := r.metrics.register(config.Registerer, r); err != nil {
 		return nil, fmt.Errorf("session metrics: %w", err)
@@ -207,7 +207,7 @@ func (r *Registry) enter(one *live) *access.Denial {
 		return &access.Denial{Reason: access.LimitExceeded, Resource: s.Resource.Name,
 			Message: fmt.Sprintf("%d sessions of yours are open", r.config.MaxPerPrincipal), Hint: "close some, then try again"}
 	}
-	for _, rev := range r.revoked {
+	for rev := range r.revoked.about(s.Principal) {
 		if rev.refuses(s) {
 			return rev.denial(s)
 		}

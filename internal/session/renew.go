@@ -105,10 +105,8 @@ type feedMessage struct {
 func (r *Registry) renewMatching(n *renewal) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, v := range r.revoked {
-		if v.revokes(n.Principal) {
-			return
-		}
+	if r.revoked.revoke(n.Principal) {
+		return
 	}
 	for _, one := range r.live {
 		if r.expire(one); one.ended == nil && n.renews(one.session) && len(one.former) < maxFormer {

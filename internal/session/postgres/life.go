@@ -171,7 +171,8 @@ func (s *session) named(d *access.Denial) *access.Denial {
 }
 
 // evidence records what ended the session. The session ends whether or not
-// that succeeds.
+// that succeeds, and one that was ended does not wait for the disk: its client
+// is cut first, and conclude has the rest on disk.
 func (s *session) evidence(ctx context.Context, r *refusal) {
 	events := s.responses
 	s.responses = nil
@@ -180,7 +181,11 @@ func (s *session) evidence(ctx context.Context, r *refusal) {
 			Denial: *r.denial, Cause: r.cause, Resource: s.resource.Access.Name, Client: s.info.Client}})
 		events = append(events, e)
 	}
-	s.lastWords(ctx, events...)
+	durability := access.Synced
+	if ctx.Err() != nil {
+		durability = access.Written
+	}
+	s.lastWords(ctx, durability, events...)
 }
 
 // conclude abandons what the session left open and writes its Closed event.
@@ -188,7 +193,7 @@ func (s *session) conclude(ctx context.Context, cause string) {
 	s.finish(s.current, "", cause)
 	events := append(s.responses, s.event(access.Event{Closed: &access.SessionClosed{Cause: cause}}))
 	s.responses = nil
-	s.lastWords(ctx, events...)
+	s.lastWords(ctx, access.Synced, events...)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordWithin)
 	defer cancel()
 	for _, id := range s.asks {
@@ -199,13 +204,13 @@ func (s *session) conclude(ctx context.Context, cause string) {
 }
 
 // lastWords records while the session's context may have ended already.
-func (s *session) lastWords(ctx context.Context, events ...access.Event) {
+func (s *session) lastWords(ctx context.Context, d access.Durability, events ...access.Event) {
 	if len(events) == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordWithin)
 	defer cancel()
-	if err := s.deps.Recorder.Append(ctx, access.Synced, events...); err != nil {
+	if err := s.deps.Recorder.Append(ctx, d, events...); err != nil {
 		s.log.Error("end of postgres session not recorded", "error", err)
 	}
 }
