@@ -32,12 +32,14 @@ type rule struct {
 //
 // Unix sockets with a name in the file system are the host's: of the Docker
 // daemon, of systemd, of an agent that holds keys. Pairs of them are an ordinary
-// means of programs and stay, but for datagrams, which can be sent elsewhere.
+// means of programs and stay, but for datagrams, which can be sent elsewhere. To
+// find a key the kernel starts a program outside, which asks name servers.
 var rules = []rule{
 	{unix.SYS_SOCKET, 0, ^uint32(0), []uint32{unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK}, true, unix.EACCES},
 	{unix.SYS_SOCKETPAIR, 0, ^uint32(0), []uint32{unix.AF_UNIX}, true, unix.EACCES},
 	{unix.SYS_SOCKETPAIR, 1, 0xf, []uint32{unix.SOCK_STREAM, unix.SOCK_SEQPACKET}, true, unix.EACCES},
 	{unix.SYS_IO_URING_SETUP, 0, 0, nil, true, unix.ENOSYS},
+	{unix.SYS_REQUEST_KEY, 0, 0, nil, true, unix.ENOSYS},
 	{unix.SYS_IOCTL, 1, ^uint32(0), []uint32{unix.TIOCSTI, tioclinux}, false, unix.EPERM},
 }
 

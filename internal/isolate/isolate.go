@@ -9,8 +9,9 @@
 // taken over runs beside the command, and no socket is left open in it. A filter
 // of system calls cuts what a network namespace does not: unix sockets of the
 // host, vsock and every other family of sockets, io_uring, which goes past
-// filters, and typing into the terminal of whoever started it. A user namespace
-// keeps it from tracing what runs outside, and it can gain no privilege.
+// filters, look-ups that the kernel starts outside, and typing into the terminal
+// of whoever started it. A user namespace keeps it from tracing what runs
+// outside, and it can gain no privilege.
 //
 // It does not confine files: the command reads and writes what its user may.
 package isolate

@@ -103,6 +103,13 @@ func (p plan) attempts() map[string]func() error {
 			var params [120]byte
 			return failed(unix.SYS_IO_URING_SETUP, 1, addressOf(params[:]))
 		},
+		"a key that the kernel looks up": func() error { // there is none; only a filter says that nobody looks
+			kind, name := []byte("dns_resolver\x00"), []byte("gateway.test\x00")
+			if err := failed(unix.SYS_REQUEST_KEY, addressOf(kind), addressOf(name)); errors.Is(err, unix.ENOSYS) {
+				return err
+			}
+			return nil
+		},
 		"a raw socket": func() error {
 			_, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP)
 			return err
@@ -348,7 +355,7 @@ func TestIsolation(t *testing.T) {
 			}
 		}
 		switch name { // what this machine may refuse to everybody, or to this user
-		case "io_uring", "a raw socket", "tracing", "memory of another", "a descriptor of another", "vsock":
+		case "io_uring", "a key that the kernel looks up", "a raw socket", "tracing", "memory of another", "a descriptor of another", "vsock":
 		default:
 			if free[name] != "" {
 				t.Errorf("the control, %s: %s", name, free[name])
