@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -18,6 +19,11 @@ func TestExecIsolated(t *testing.T) {
 	t.Parallel()
 	s, _, through := kubernetes(t)
 	ada := []string{"CHAPERONE_TOKEN=" + token(t, s, demo.Ada)}
+	omar := []string{"CHAPERONE_TOKEN=" + token(t, s, demo.Omar)}
+	repository := filepath.Join(free(t, s), "repo.git")
+	if out, err := exec.Command("sh", "-c", `git init -q --bare "$0" && cd "$0" && git -c user.name=x -c user.email=x@x commit-tree -m x $(git mktree </dev/null) | xargs git update-ref HEAD`, repository).CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
 	run := func(env []string, args ...string) (string, error) {
 		env = append(env, "HOME=/nonexistent", "HTTPS_PROXY=http://127.0.0.1:9", "NO_PROXY=localhost")
 		return client(t, s, t.TempDir(), env, append([]string{"exec"}, args...)...)
@@ -37,6 +43,8 @@ func TestExecIsolated(t *testing.T) {
 	}{
 		"psql":    {ada, []string{"orders", "--", "psql", "sslmode=disable", "-Atc", "select count(*) from orders"}, "120\n"},
 		"curl":    {ada, []string{"billing", "--", "sh", "-c", curl}, `"ssn":"***"`},
+		"ssh":     {omar, []string{"web", "--", "sh", "-c", `ssh -F "$CHAPERONE_SSH_CONFIG" web ": free; echo there"`}, "there\n"},
+		"git":     {omar, []string{"web", "--", "git", "ls-remote", "web:" + repository}, "HEAD"},
 		"kubectl": {through.env, []string{"cluster", "--", filepath.Join(localserver.ToolsDir(), "bin", "kubectl"), "get", "namespace", "default", "-o", "name"}, "namespace/default\n"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -26,7 +26,8 @@ func execCommand() *cobra.Command {
 		Use:   "exec RESOURCE... -- COMMAND [ARGUMENT...]",
 		Short: "Run a command with all set that it needs to reach resources",
 		Long: `exec sets what chaperone env prints, with the token in files for you alone, which it keeps fresh while the
-command runs: PGPASSFILE for psql and drivers, CHAPERONE_TOKEN_FILE, and CHAPERONE_HEADER_FILE for curl. Each fresh token also
+command runs: PGPASSFILE for psql and drivers, KUBECONFIG for kubectl, CHAPERONE_SSH_CONFIG for ssh -F (git and rsync are told),
+CHAPERONE_TOKEN_FILE, and CHAPERONE_HEADER_FILE for curl. Each fresh token also
 goes to the PostgreSQL sessions that are open, so that they last longer than the first one.
 The exit status is the command's. Your own token is taken out of its environment.
 
@@ -121,7 +122,27 @@ func (f *tokenFiles) write(token access.Secret) error {
 		}
 	}
 	return errors.Join(f.secret("token", token.Reveal()+"\n"), f.secret("header", "Authorization: Bearer "+token.Reveal()+"\n"),
-		f.secret("pgpass", pass.String()), f.writeKubeconfig())
+		f.secret("pgpass", pass.String()), f.writeKubeconfig(), f.writeSSHConfig())
+}
+
+// writeSSHConfig lets ssh reach hosts through the gateway's HTTPS port, with the
+// token in its file: there is no certificate to keep fresh.
+func (f *tokenFiles) writeSSHConfig() error {
+	var text strings.Builder
+	for _, r := range f.resources {
+		if r.Kind != access.SSH {
+			continue
+		}
+		shown := *f.gateway
+		shown.tokenFile = f.path("token")
+		if err := shown.sshHost(&text, r, f.dir, true); err != nil {
+			return err
+		}
+	}
+	if text.Len() == 0 {
+		return nil
+	}
+	return f.secret("ssh_config", text.String())
 }
 
 // environment is the caller's own, without what holds or gets its own token.
@@ -129,6 +150,11 @@ func (f *tokenFiles) environment(set map[string]string) []string {
 	set["PGPASSFILE"], set["CHAPERONE_TOKEN_FILE"], set["CHAPERONE_HEADER_FILE"] = f.path("pgpass"), f.path("token"), f.path("header")
 	if slices.ContainsFunc(f.resources, isKubernetes) {
 		set["KUBECONFIG"] = f.path("kubeconfig")
+	}
+	if slices.ContainsFunc(f.resources, func(r directory.Resource) bool { return r.Kind == access.SSH }) {
+		set["CHAPERONE_SSH_CONFIG"] = f.path("ssh_config")
+		set["GIT_SSH_COMMAND"] = "ssh -F " + f.path("ssh_config")
+		set["RSYNC_RSH"] = set["GIT_SSH_COMMAND"]
 	}
 	var env []string
 	for _, kv := range os.Environ() {

@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/url"
@@ -259,6 +260,20 @@ func (g *gateway) sshConfig(c *cobra.Command, names []string, dir string, connec
 	if err != nil {
 		return err
 	}
+	for _, name := range names {
+		host, err := hostOf(d, name)
+		if err != nil {
+			return err
+		}
+		if err := g.sshHost(c.OutOrStdout(), host, folder, connect); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sshHost writes the lines for one host.
+func (g *gateway) sshHost(w io.Writer, host directory.Resource, folder string, connect bool) error {
 	base, err := g.base()
 	if err != nil {
 		return err
@@ -271,35 +286,20 @@ func (g *gateway) sshConfig(c *cobra.Command, names []string, dir string, connec
 	if err != nil {
 		return err
 	}
-	for _, name := range names {
-		host, err := hostOf(d, name)
-		if err != nil {
-			return err
-		}
-		lines, command := sshLines, []string{self, "ssh-cert", name, "--dir", folder, "--gateway", g.url}
-		if connect {
-			lines, command = connectLines, []string{self, "connect", name, "--known-hosts", folder + "/known_hosts", "--gateway", g.url}
-		}
-		for _, file := range []struct{ flag, path string }{{"--ca", g.ca}, {"--token-file", g.tokenFile}} {
-			if file.path == "" {
-				continue
-			}
-			path, err := filepath.Abs(file.path)
-			if err != nil {
-				return err
-			}
-			command = append(command, file.flag, path)
-		}
-		for _, word := range append(command, host.User, gateway.Hostname()) {
-			if !regexp.MustCompile(`^[A-Za-z0-9_./:@+,=~-]+$`).MatchString(word) {
-				return fmt.Errorf("%q cannot stand in ssh_config: choose plain names for files and folders", line(word))
-			}
-		}
-		err = lines.Execute(c.OutOrStdout(), map[string]any{"Name": name, "Command": strings.Join(command, " "), "Host": host.Host,
-			"Port": host.Port, "Gateway": gateway.Hostname(), "User": host.User, "Folder": folder})
-		if err != nil {
-			return err
+	lines, command := sshLines, []string{self, "ssh-cert", host.Name, "--dir", folder, "--gateway", g.url}
+	if connect {
+		lines, command = connectLines, []string{self, "connect", host.Name, "--known-hosts", folder + "/known_hosts", "--gateway", g.url}
+	}
+	for _, file := range []struct{ flag, path string }{{"--ca", g.ca}, {"--token-file", g.tokenFile}} {
+		if file.path != "" {
+			command = append(command, file.flag, absolute(file.path))
 		}
 	}
-	return nil
+	for _, word := range append(command, host.User, gateway.Hostname()) {
+		if !regexp.MustCompile(`^[A-Za-z0-9_./:@+,=~-]+$`).MatchString(word) {
+			return fmt.Errorf("%q cannot stand in ssh_config: choose plain names for files and folders", line(word))
+		}
+	}
+	return lines.Execute(w, map[string]any{"Name": host.Name, "Command": strings.Join(command, " "), "Host": host.Host,
+		"Port": host.Port, "Gateway": gateway.Hostname(), "User": host.User, "Folder": folder})
 }

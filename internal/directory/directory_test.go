@@ -32,8 +32,10 @@ func ask(t *testing.T, method string, headers ...string) *httptest.ResponseRecor
 			return p.User == "ada" && r.Name != "vault"
 		},
 		Resources: func() []access.Resource {
-			return []access.Resource{{Name: "orders", Kind: access.Postgres}, {Name: "vault", Kind: access.Postgres}, {Name: "billing", Kind: access.HTTP}}
+			return []access.Resource{{Name: "orders", Kind: access.Postgres}, {Name: "vault", Kind: access.Postgres}, {Name: "billing", Kind: access.HTTP},
+				{Name: "cluster", Kind: access.Kubernetes}, {Name: "web", Kind: access.SSH}, {Name: "closed", Kind: access.SSH}}
 		},
+		SSHPort: func() int { return 2222 }, Accounts: func(resource string) []string { return map[string][]string{"web": {"deploy", "log"}}[resource] },
 		PublicURL:    func() *url.URL { return &url.URL{Scheme: "https", Host: "gw.test:8443"} },
 		PostgresPort: func() int { return 5432 }, TokenEndpoint: "https://gw.test/oauth/token",
 		Rejected: func(err error) bool { return errors.Is(err, errRejected) }, Log: slog.New(slog.DiscardHandler),
@@ -55,9 +57,13 @@ func TestDocumentShowsWhatTheTokenReaches(t *testing.T) {
 	if err := json.Unmarshal(w.Body.Bytes(), &d); err != nil {
 		t.Fatal(err)
 	}
-	if len(d.Resources) != 2 || d.Resources[0].Host != "gw.test" || d.Resources[0].Port != 5432 || d.Resources[0].Database != "orders" ||
+	if len(d.Resources) != 4 || d.Resources[0].Host != "gw.test" || d.Resources[0].Port != 5432 || d.Resources[0].Database != "orders" ||
 		d.Resources[1].URL != "https://gw.test:8443/http/billing/" || d.Through[0] != (Hop{"planner", "read only"}) || d.TokenID != "tok_1" {
 		t.Errorf("%+v", d)
+	}
+	if c, h := d.Resources[2], d.Resources[3]; c.URL != "https://gw.test:8443/k8s/cluster" || !strings.Contains(c.How, "chaperone env cluster") ||
+		h.Host != "gw.test" || h.Port != 2222 || h.User != "deploy" || len(h.Users) != 2 || !strings.Contains(h.How, "deploy@web@gw.test") || len(d.More) < 4 {
+		t.Errorf("%+v\n%+v %v", c, h, d.More)
 	}
 	if strings.Contains(w.Body.String(), "vault") || w.Header().Get("Cache-Control") != "no-store" {
 		t.Errorf("%s %v", w.Body, w.Header())
