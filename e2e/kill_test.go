@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -176,8 +175,8 @@ func cut(t testing.TB, conns []*pgconn.PgConn, do func()) []time.Duration {
 
 func p99(took []time.Duration) time.Duration { return took[(len(took)*99+99)/100-1] }
 
-// kill ends every session, as sessions kill does.
-func (f *fleet) kill(t testing.TB) func() {
+// killer ends the sessions that a selector names, as sessions kill does.
+func (f *fleet) killer(t testing.TB) func(selector string) {
 	t.Helper()
 	operator, err := f.site.Dex.TokenForPerson(t.Context(), demo.Alan)
 	if err != nil {
@@ -187,12 +186,13 @@ func (f *fleet) kill(t testing.TB) func() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req, err := http.NewRequestWithContext(t.Context(), "POST", f.site.URL()+"/api/v1/kill", strings.NewReader(`{"all":true,"cause":"a drill"}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer "+operator)
-	return func() {
+	return func(selector string) {
+		req, err := http.NewRequestWithContext(t.Context(), "POST", f.site.URL()+"/api/v1/kill", strings.NewReader("{"+selector+`,"cause":"a drill"}`))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		req.Header.Set("Authorization", "Bearer "+operator)
 		res, err := client.Do(req)
 		if err != nil {
 			t.Error(err)
@@ -205,6 +205,13 @@ func (f *fleet) kill(t testing.TB) func() {
 	}
 }
 
+// all ends every session.
+func (f *fleet) all(t testing.TB) func() {
+	t.Helper()
+	kill := f.killer(t)
+	return func() { kill(`"all":true`) }
+}
+
 // TestKillReachesEveryReplica: a kill cuts the sessions of three replicas, and
 // so does the loss of what would bring it. The figures are the benchmark's; the
 // bounds here leave room for a busy machine.
@@ -212,7 +219,7 @@ func TestKillReachesEveryReplica(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, func(text string) string { return text + "parsers: 1\n" })
 	conns := f.open(t, 30)
-	took := cut(t, conns, f.kill(t))
+	took := cut(t, conns, f.all(t))
 	t.Logf("killed: median %s, p99 %s", took[len(took)/2], p99(took))
 	if p99(took) > 2*time.Second {
 		t.Errorf("a session was cut %s after the kill", p99(took))
@@ -231,16 +238,33 @@ func TestKillReachesEveryReplica(t *testing.T) {
 	}
 }
 
-// BenchmarkKill measures how soon 1,000 sessions of three replicas are cut: by a
-// kill, and when the store is cut off.
+// BenchmarkKill measures how soon sessions are cut at three replicas with 1,000
+// of them: one that is named, beside which the others live on, then all of them
+// at once, and 300 when the store is cut off.
 func BenchmarkKill(b *testing.B) {
 	f := newFleet(b, func(text string) string { return text })
 	for range b.N {
-		took := cut(b, f.open(b, 1000), f.kill(b))
-		b.ReportMetric(milliseconds(took[len(took)/2]), "p50-ms")
-		b.ReportMetric(milliseconds(p99(took)), "p99-ms")
-		b.ReportMetric(milliseconds(took[len(took)-1]), "max-ms")
+		f.token = f.subject(b)
+		conns, kill := f.open(b, 990), f.killer(b)
+		var one []time.Duration
+		for i := range 90 {
+			f.token = f.subject(b) // the session's own: so is what names it
+			c, err := f.dial(b.Context(), i%3)
+			if err != nil {
+				b.Fatal(err)
+			}
+			one = append(one, cut(b, []*pgconn.PgConn{c}, func() { kill(`"token":"` + tokenID(f.token) + `"`) })...)
+			c.Conn().Close()
+		}
+		slices.Sort(one)
+		b.ReportMetric(milliseconds(one[len(one)/2]), "one-p50-ms")
+		b.ReportMetric(milliseconds(p99(one)), "one-p99-ms")
+		took := cut(b, conns, f.all(b))
+		b.ReportMetric(milliseconds(took[len(took)/2]), "all-p50-ms")
+		b.ReportMetric(milliseconds(p99(took)), "all-p99-ms")
+		b.ReportMetric(milliseconds(took[len(took)-1]), "all-max-ms")
 	}
+	f.token = f.subject(b)
 	took := cut(b, f.open(b, 300), func() {
 		if err := f.redis.Pause(); err != nil {
 			b.Error(err)
@@ -250,7 +274,16 @@ func BenchmarkKill(b *testing.B) {
 		b.Error(err)
 	}
 	b.ReportMetric(milliseconds(took[len(took)-1]), "storeless-max-ms")
-	fmt.Println("sessions cut:", len(took)+1000*b.N)
+}
+
+// subject gets a token that nothing else was opened with.
+func (f *fleet) subject(t testing.TB) string {
+	t.Helper()
+	token, err := f.site.Dex.Token(t.Context(), demo.Ada)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

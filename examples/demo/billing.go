@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -34,6 +35,7 @@ func startBilling(people []customer, key string) (*Billing, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /customers/{id}", b.customer)
 	mux.HandleFunc("GET /echo", echo)
+	mux.HandleFunc("GET /events", events)
 	mux.HandleFunc("DELETE /customers/{id}", b.done)
 	mux.HandleFunc("POST /refunds", b.done)
 	b.server = &http.Server{Handler: b.guard(mux), ReadHeaderTimeout: 10 * time.Second}
@@ -84,6 +86,23 @@ func (b *Billing) customer(w http.ResponseWriter, r *http.Request) {
 func echo(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Echo", r.Header.Get("X-Api-Key"))
 	writeJSON(w, map[string]any{"headers": r.Header, "path": r.URL.Path})
+}
+
+// events sends one at once, then one a second for as long as somebody listens.
+func events(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/event-stream")
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		if _, err := io.WriteString(w, "data: {\"paid\": 1}\n\n"); err != nil || http.NewResponseController(w).Flush() != nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-r.Context().Done():
+			return
+		}
+	}
 }
 
 func (b *Billing) done(w http.ResponseWriter, r *http.Request) {

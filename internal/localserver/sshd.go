@@ -71,7 +71,8 @@ func StartSSHD(ctx context.Context, dir, trustedCA string, settings ...string) (
 		"ListenAddress " + s.Addr, "HostKey " + s.file("host"), "PidFile none", "TrustedUserCAKeys " + trustedCA,
 		"AuthorizedKeysFile " + s.file("authorized_keys"), "StrictModes no", "UsePAM no", "PasswordAuthentication no",
 		"KbdInteractiveAuthentication no", "PermitRootLogin prohibit-password", "PrintMotd no", "AcceptEnv LANG LC_* GIT_PROTOCOL TEST_*",
-		"Subsystem sftp internal-sftp", "LogLevel VERBOSE", "MaxStartups 200", "",
+		"Subsystem sftp internal-sftp", "LogLevel VERBOSE", "MaxStartups 200",
+		"SetEnv HOME=" + s.file("home"), "", // what whoever runs it has in ~/.bashrc is not ours to run
 	}...), "\n")
 	if err := os.WriteFile(s.file("sshd_config"), []byte(text), 0o600); err != nil {
 		return nil, fmt.Errorf("sshd: %w", err)
