@@ -43,12 +43,17 @@ type SQL struct {
 }
 
 // A BoundParameter is one value of a Bind message. Value is the text form, or
-// base64 of the binary form when Binary is set.
+// base64 of the binary form when Binary is set; of a long value it is the
+// beginning, and Size and SHA256 are of all of it.
 type BoundParameter struct {
 	Type   uint32 `json:"type"` // OID, 0 when the client left it to the server
 	Value  string `json:"value,omitempty"`
 	Null   bool   `json:"null,omitempty"`
 	Binary bool   `json:"binary,omitempty"`
+	Size   int64  `json:"size,omitempty"` // bytes; 0 when Value is all of it
+	SHA256 string `json:"sha256,omitempty"`
+
+	HoldsMask bool `json:"-"` // what of a long value is not in Value may hold a mask that came back
 }
 
 // A BodyState says how much of a request body is known.

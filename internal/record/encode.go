@@ -182,6 +182,8 @@ func (e *encoder) optParameters(ps []access.BoundParameter) {
 		e.optText("value", ps[i].Value)
 		e.optBool("null", ps[i].Null)
 		e.optBool("binary", ps[i].Binary)
+		e.optInt("size", ps[i].Size)
+		e.optText("sha256", ps[i].SHA256)
 		e.close()
 	}
 	e.b = append(e.b, ']')

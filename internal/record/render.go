@@ -262,6 +262,9 @@ func (r *renderer) parameters(ps []access.BoundParameter) {
 		case p.Binary:
 			value = "base64 " + value
 		}
+		if p.Size > 0 {
+			value += fmt.Sprintf("… (%d bytes, sha256 %s)", p.Size, p.SHA256)
+		}
 		r.bar(fmt.Sprintf("$%d = %s", i+1, value))
 	}
 }

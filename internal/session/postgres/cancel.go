@@ -6,16 +6,18 @@ import (
 	"crypto/subtle"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"sync"
 )
 
 // cancelKeys maps the gateway's own BackendKeyData to sessions. The target's
-// key never leaves the gateway, so a client can cancel nothing but its own
+// secret never leaves the gateway, so a client can cancel nothing but its own
 // session.
 type cancelKeys struct {
 	mu       sync.Mutex
 	limit    int
-	sessions map[uint32]cancelKey
+	count    int
+	sessions map[uint32][]*cancelKey // several where targets share a process id
 }
 
 type cancelKey struct {
@@ -24,7 +26,7 @@ type cancelKey struct {
 }
 
 func newCancelKeys(limit int) *cancelKeys {
-	return &cancelKeys{limit: limit, sessions: map[uint32]cancelKey{}}
+	return &cancelKeys{limit: limit, sessions: map[uint32][]*cancelKey{}}
 }
 
 // The lengths of a key's secret, in bytes: of protocol 3.0, of 3.2 as
@@ -36,39 +38,47 @@ const (
 )
 
 // add makes a key with a secret of that length for a session; release forgets
-// it.
-func (k *cancelKeys) add(length int, cancel func(context.Context)) (pid uint32, secret []byte, release func(), err error) {
+// it. The process id is one of the gateway's own when own is 0.
+func (k *cancelKeys) add(length int, own uint32, cancel func(context.Context)) (pid uint32, secret []byte, release func(), err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if len(k.sessions) >= k.limit {
+	if k.count >= k.limit {
 		return 0, nil, nil, errors.New("too many sessions")
 	}
-	for {
-		b := make([]byte, 4+length)
-		rand.Read(b) // never fails
+	secret = make([]byte, length)
+	rand.Read(secret) // never fails
+	for pid = own; pid == 0; {
+		var b [4]byte
+		rand.Read(b[:])
 		// libpq shows the process id as a signed number: keep it positive.
-		pid, secret = binary.BigEndian.Uint32(b[:4])>>1, b[4:]
-		if _, taken := k.sessions[pid]; !taken && pid != 0 {
-			break
+		if pid = binary.BigEndian.Uint32(b[:]) >> 1; len(k.sessions[pid]) > 0 {
+			pid = 0
 		}
 	}
-	k.sessions[pid] = cancelKey{secret, cancel}
+	key := &cancelKey{secret, cancel}
+	k.sessions[pid] = append(k.sessions[pid], key)
+	k.count++
 	return pid, secret, func() {
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		delete(k.sessions, pid)
+		k.count--
+		k.sessions[pid] = slices.DeleteFunc(k.sessions[pid], func(other *cancelKey) bool { return other == key })
+		if len(k.sessions[pid]) == 0 {
+			delete(k.sessions, pid)
+		}
 	}, nil
 }
 
 // find returns the session's cancel function when the secret is right.
-func (k *cancelKeys) find(pid uint32, secret []byte) func(context.Context) {
+func (k *cancelKeys) find(pid uint32, secret []byte) (cancel func(context.Context)) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	key, ok := k.sessions[pid]
-	if subtle.ConstantTimeCompare(secret, key.secret) != 1 || !ok {
-		return nil
+	for _, key := range k.sessions[pid] {
+		if subtle.ConstantTimeCompare(secret, key.secret) == 1 {
+			cancel = key.cancel
+		}
 	}
-	return key.cancel
+	return cancel
 }
 
 // cancelRequest serves a connection that only asks to cancel. As with

@@ -62,9 +62,13 @@ func (s *session) copyOut(ctx context.Context, e *execution, typ byte, body []by
 	return nil
 }
 
+// maxCopiedEvent bounds what of a copy goes into one event of the recording: as
+// hexadecimal digits it is twice as long.
+const maxCopiedEvent = 256 << 10
+
 // keepCopied remembers one message of data for the recording, within its bound.
 func (e *execution) keepCopied(data []byte, bound int64) {
-	if e.recorded+int64(len(data)) > bound {
+	if e.recorded+int64(len(data)) > bound || len(data) > maxCopiedEvent {
 		e.omitted++
 		return
 	}

@@ -138,6 +138,7 @@ func TestTargetLost(t *testing.T) {
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	g := start(t, "18")
+	g.policy.setMasks(access.Mask{Detect: []string{"CREDIT_CARD"}})
 	w, other := g.wire(t), g.wire(t)
 	w.send(&pgproto3.Query{String: "select pg_sleep(60), 'cancel-mark'"})
 	eventually(t, "it runs", func() bool { return g.running(t, "cancel-mark") == "1" })

@@ -126,7 +126,7 @@ func (s *session) admit(ctx context.Context, p *portal, max uint32, simple bool)
 	if v.empty {
 		return nil, true, nil
 	}
-	if v.refused == nil && simple && st.judged.Parameters > 0 {
+	if v.refused == nil && simple && p.call == nil && st.judged.Parameters > 0 {
 		v.refused = plainError(sqlstateNoParameter, "there is no parameter $%d", st.judged.Parameters)
 	}
 	describeSpan(span, v)
@@ -207,14 +207,18 @@ func (s *session) stageRun(ctx context.Context, e *execution, simple bool) error
 	p, st := e.portal, e.statement
 	s.supersede(st)
 	if simple {
-		err := s.stage(ctx, step{kind: stepParse, simple: true, statement: st}, &pgproto3.Parse{Query: st.forwardText()})
+		err := s.stage(ctx, step{kind: stepParse, simple: true, statement: st}, &pgproto3.Parse{Query: st.forwardText(), ParameterOIDs: st.types})
 		if err != nil {
 			return err
 		}
 		if e.runs != nil && e.runs.binary {
 			p.formats = []int16{1}
 		}
-		if err := s.stage(ctx, step{kind: stepBind, simple: true, statement: st}, &pgproto3.Bind{ResultFormatCodes: p.formats}); err != nil {
+		bind := p.call
+		if bind == nil {
+			bind = &pgproto3.Bind{ResultFormatCodes: p.formats}
+		}
+		if err := s.stage(ctx, step{kind: stepBind, simple: true, statement: st}, bind); err != nil {
 			return err
 		}
 	}
@@ -274,7 +278,9 @@ func (s *session) complete(e *execution, typ byte, body []byte) {
 		tag = "suspended"
 	}
 	e.portal.suspended = typ == 's'
-	s.out = appendFrame(s.out, typ, body)
+	if e.portal.call == nil {
+		s.out = appendFrame(s.out, typ, body)
+	}
 	s.finish(e, tag, "")
 }
 
@@ -338,9 +344,9 @@ func (s *session) refuseUnless(ctx context.Context, err error, r *refusal, belon
 }
 
 // setValue writes one bound value in the words of decisions.
-func setValue(p *access.BoundParameter, value []byte, binary bool) {
+func setValue(p *access.BoundParameter, value []byte, null, binary bool) {
 	switch {
-	case value == nil:
+	case null:
 		p.Null = true
 	case binary || !utf8.Valid(value):
 		p.Binary, p.Value = true, base64.StdEncoding.EncodeToString(value)

@@ -2,12 +2,16 @@ package postgres
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"strconv"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"chaperone.dev/chaperone/internal/access"
+	"chaperone.dev/chaperone/internal/mask"
 	"chaperone.dev/chaperone/internal/sql"
 )
 
@@ -136,6 +140,11 @@ func (s *session) bind(ctx context.Context, body []byte) error {
 	if r != nil {
 		return s.refuse(ctx, r, nil)
 	}
+	if recordedSize(params) > maxRecordedBind {
+		d := s.newDenial(access.LimitExceeded, fmt.Sprintf("%d values are more than can be recorded of one statement", len(params)))
+		d.Hint = "pass an array, as in = ANY ($1), use COPY, or split the statement"
+		return s.refuse(ctx, refuse(d, "values"), belongsTo(st, nil))
+	}
 	if holds, err := s.stillHolds(ctx, st); err != nil {
 		return err
 	} else if !holds {
@@ -213,13 +222,30 @@ func (s *session) renewStatement(ctx context.Context, st *statement, v *verdict)
 	return s.stage(ctx, renewed, s.parseMessage(st))
 }
 
+// What is decided about and recorded of the values of one Bind: a longer value
+// by its beginning and its digest, which binds a grant to all of it.
+const (
+	maxRecordedValue  = 64 << 10
+	maxRecordedValues = 256 << 10 // together
+	maxRecordedBind   = 1 << 20   // with all that the recording has beside them
+	beginning         = 100
+)
+
+// recordedSize is about what the recording needs for values.
+func recordedSize(params []access.BoundParameter) (n int) {
+	for _, p := range params {
+		n += len(p.Value) + len(p.SHA256) + 24
+	}
+	return n
+}
+
 // boundParameters are the values of a Bind in the words of decisions.
 func boundParameters(msg *pgproto3.Bind, types []uint32) ([]access.BoundParameter, *refusal) {
 	formats := msg.ParameterFormatCodes
 	if len(formats) > 1 && len(formats) != len(msg.Parameters) {
 		return nil, plainError(sqlstateProtocol, "bind message has %d parameter formats but %d parameters", len(formats), len(msg.Parameters))
 	}
-	params := make([]access.BoundParameter, len(msg.Parameters))
+	params, room := make([]access.BoundParameter, len(msg.Parameters)), maxRecordedValues
 	for i, value := range msg.Parameters {
 		var format int16
 		switch {
@@ -234,7 +260,17 @@ func boundParameters(msg *pgproto3.Bind, types []uint32) ([]access.BoundParamete
 		if i < len(types) {
 			params[i].Type = types[i]
 		}
-		setValue(&params[i], value, format == 1)
+		kept := value
+		if len(value) > min(room, maxRecordedValue) && len(value) > beginning {
+			kept = value[:beginning]
+			for format == 0 && len(kept) > beginning-utf8.UTFMax && !utf8.Valid(kept) {
+				kept = kept[:len(kept)-1]
+			}
+			sum := sha256.Sum256(value)
+			params[i].Size, params[i].SHA256, params[i].HoldsMask = int64(len(value)), hex.EncodeToString(sum[:]), mask.ContainsMask(value)
+		}
+		room -= len(kept)
+		setValue(&params[i], kept, value == nil, format == 1)
 	}
 	return params, nil
 }
@@ -279,7 +315,7 @@ func (s *session) rowsDescribed(st step, typ byte, body []byte) error {
 	} else if st.statement != nil {
 		st.statement.fields = fields
 	}
-	if !st.quiet && !(st.simple && typ == 'n') {
+	if !st.quiet && !(st.simple && typ == 'n') && (st.portal == nil || st.portal.call == nil) {
 		s.out = appendFrame(s.out, typ, body)
 	}
 	return nil

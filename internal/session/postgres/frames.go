@@ -29,23 +29,13 @@ const (
 	msgFlush     = 'H'
 	msgClose     = 'C'
 	msgTerminate = 'X'
+	msgCall      = 'F'
+	msgPassword  = 'p' // known, and refused after startup
 )
-
-// refusedMessages are those that the protocol knows and the gateway does not
-// take.
-func refusedMessage(typ byte) (name string, known bool) {
-	switch typ {
-	case 'F':
-		return "FunctionCall", true
-	case 'p':
-		return "PasswordMessage", true
-	}
-	return "", false
-}
 
 func takenMessage(typ byte) bool {
 	switch typ {
-	case msgQuery, msgParse, msgBind, msgDescribe, msgExecute, msgSync, msgFlush, msgClose, msgTerminate,
+	case msgQuery, msgParse, msgBind, msgDescribe, msgExecute, msgSync, msgFlush, msgClose, msgTerminate, msgCall, msgPassword,
 		msgCopyData, msgCopyDone, msgCopyFail:
 		return true
 	}
@@ -228,7 +218,7 @@ func (in *inbox) read(buf []byte) (frame, error) {
 	if err != nil {
 		return frame{}, err
 	}
-	if _, known := refusedMessage(typ); !known && !takenMessage(typ) {
+	if !takenMessage(typ) {
 		return frame{}, &frameError{sqlstateProtocol, fmt.Sprintf("unknown message type %q", typ)}
 	}
 	body, err := readBody(in.src, buf, size)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"chaperone.dev/chaperone/internal/access"
@@ -68,11 +69,12 @@ type portal struct {
 
 	describing bool
 	fields     []field
-	rows       int64  // already sent
-	size       int    // of the values
-	suspended  bool   // the last Execute stopped at its row count
-	last       bool   // of a simple query
-	granted    string // digest of the grant that the suspended execution used
+	rows       int64          // already sent
+	size       int            // of the values
+	suspended  bool           // the last Execute stopped at its row count
+	last       bool           // of a simple query
+	call       *pgproto3.Bind // of a FunctionCall: the client awaits no columns and no tag
+	granted    string         // digest of the grant that the suspended execution used
 }
 
 func (p *portal) field(i int) field {
@@ -229,6 +231,9 @@ func (s *session) renewResource() error {
 	return &fatalError{r: refuse(d, "resource changed or removed")}
 }
 
+// maxText bounds the text of a statement, which is recorded whole.
+const maxText = 512 << 10
+
 // analyze has st judged against the current catalog, unless it was already.
 func (s *session) analyze(ctx context.Context, st *statement, fresh bool) *refusal {
 	if st.fault != nil {
@@ -238,6 +243,11 @@ func (s *session) analyze(ctx context.Context, st *statement, fresh bool) *refus
 		r := refuse(s.newDenial(access.Unreadable, "the statement is not valid UTF-8"), "encoding")
 		r.state = sqlstateEncoding
 		return r
+	}
+	if len(st.text) > maxText {
+		d := s.newDenial(access.LimitExceeded, fmt.Sprintf("the statement has %d bytes; the bound is %d", len(st.text), maxText))
+		d.Hint = "pass long values as parameters, or split it"
+		return refuse(d, "text")
 	}
 	if s.resource.Analyzer == nil {
 		return s.unavailable("the gateway cannot read SQL now")
@@ -424,7 +434,7 @@ func (s *session) writesMask(st *statement, v *verdict) *refusal {
 		if p.Binary {
 			value, _ = base64.StdEncoding.DecodeString(p.Value) // the session's own
 		}
-		found = found || mask.ContainsMask(value)
+		found = found || p.HoldsMask || mask.ContainsMask(value)
 	}
 	if !found {
 		return nil

@@ -13,10 +13,14 @@ import (
 	"chaperone.dev/chaperone/internal/access"
 )
 
+// maxWaiting bounds what a client has sent and the session not yet taken; one
+// message alone may be larger.
+const maxWaiting = 2 << 20
+
 // run is a session from its Opened to its Closed event. It returns the cause of
 // the end, after both connections are closed.
 func (s *session) run(ctx context.Context, start *startup) string {
-	s.in = newInbox(newSource(s.conn, &s.buffers), 2*s.cfg.MaxMessage, s.cfg.MaxMessage)
+	s.in = newInbox(newSource(s.conn, &s.buffers), min(2*s.cfg.MaxMessage, maxWaiting), s.cfg.MaxMessage)
 	var helpers sync.WaitGroup
 	done := make(chan struct{})
 	err := s.guarded(func() error {

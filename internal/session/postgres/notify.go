@@ -108,7 +108,7 @@ func (s *session) toldError(body []byte) error {
 }
 
 // notification passes on what was sent to a channel that the session listens
-// to. The sender's process id is the target's own and is not told, but for the
+// to. The sender's process id is not told where something is hidden, but for the
 // session itself.
 func (s *session) notification(body []byte) error {
 	var n pgproto3.NotificationResponse
@@ -128,9 +128,11 @@ func (s *session) notification(body []byte) error {
 			n.Payload = string(hidden)
 		}
 	}
-	if n.PID == s.up.pg.PID() {
+	switch {
+	case s.pid == s.up.pg.PID():
+	case n.PID == s.up.pg.PID():
 		n.PID = s.pid
-	} else {
+	default:
 		n.PID = 0
 	}
 	s.responses = append(s.responses, s.event(access.Event{Notice: &access.Notice{Severity: aNotification, Text: n.Channel + ": " + n.Payload}}))

@@ -107,7 +107,11 @@ func (s *session) row(ctx context.Context, st *step, body []byte) error {
 	}
 	e.rows, e.bytes, *seen = e.rows+1, e.bytes+int64(len(body)), *seen+1
 	e.keep(cells, s.cfg.RecordedResult)
-	s.out = appendFrame(s.out, 'D', body)
+	if e.portal.call != nil {
+		s.out = appendCallResponse(s.out, body)
+	} else {
+		s.out = appendFrame(s.out, 'D', body)
+	}
 	s.metrics.bytes.Add(float64(len(body)))
 	if len(s.out) >= batchBytes || len(e.pending) >= batchRows {
 		return s.flush(ctx)

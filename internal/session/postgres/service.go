@@ -44,7 +44,7 @@ type Config struct {
 	MaxWaitingPerSource int
 	MaxSessions         int
 	// MaxMessage bounds one message of a client, MaxRow one row of a result,
-	// in bytes. Defaults 1 MiB and 16 MiB.
+	// in bytes. Default 16 MiB each.
 	MaxMessage int
 	MaxRow     int
 	// RecordedResult bounds what is recorded of one statement's rows, in
@@ -62,7 +62,7 @@ func (c Config) withDefaults() Config {
 	c.MaxUnauthenticated = cmp.Or(c.MaxUnauthenticated, 256)
 	c.MaxWaitingPerSource = cmp.Or(c.MaxWaitingPerSource, 32)
 	c.MaxSessions = cmp.Or(c.MaxSessions, 1000)
-	c.MaxMessage = cmp.Or(c.MaxMessage, 1<<20)
+	c.MaxMessage = cmp.Or(c.MaxMessage, 16<<20)
 	c.MaxRow = cmp.Or(c.MaxRow, 16<<20)
 	c.RecordedResult = cmp.Or(c.RecordedResult, 1<<20)
 	return c

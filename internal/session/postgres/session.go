@@ -188,7 +188,11 @@ func (s *session) serve(ctx context.Context, start *startup) error {
 	if start.minor >= protocolMinor {
 		length = longSecret
 	}
-	pid, secret, release, err := s.keys.add(length, s.cancelByClient)
+	own := uint32(0)
+	if s.plain { // whoever may ask for everything may know it, and programs compare it
+		own = s.up.pg.PID()
+	}
+	pid, secret, release, err := s.keys.add(length, own, s.cancelByClient)
 	if err != nil {
 		return &fatalError{s.unavailable("the gateway has too many sessions"), err}
 	}
@@ -260,12 +264,11 @@ func (s *session) handle(ctx context.Context, f frame) error {
 	if s.discarding && f.typ != msgSync || f.typ == msgCopyData || f.typ == msgCopyDone || f.typ == msgCopyFail {
 		return nil // data of a copy that failed may still be on its way
 	}
-	if name, known := refusedMessage(f.typ); known {
-		return s.refusedMessage(ctx, f.typ, name)
-	}
 	switch f.typ {
 	case msgQuery:
 		return s.query(ctx, f.body)
+	case msgCall:
+		return s.functionCall(ctx, f.body)
 	case msgParse:
 		return s.parse(ctx, f.body)
 	case msgBind:
@@ -283,6 +286,8 @@ func (s *session) handle(ctx context.Context, f frame) error {
 		return s.flush(ctx)
 	case msgSync:
 		return s.sync(ctx)
+	case msgPassword:
+		return &fatalError{r: refuse(s.newDenial(access.Unsupported, "PasswordMessage messages are not supported"), "")}
 	default:
 		return &fatalError{r: plainError(sqlstateProtocol, "unknown message type %q", f.typ)}
 	}
@@ -302,20 +307,4 @@ func (s *session) sync(ctx context.Context) error {
 		return err
 	}
 	return s.drain(ctx)
-}
-
-// refusedMessage refuses a message that the protocol knows and the gateway does
-// not take.
-func (s *session) refusedMessage(ctx context.Context, typ byte, name string) error {
-	d := s.newDenial(access.Unsupported, name+" messages are not supported")
-	if typ == 'p' {
-		return &fatalError{r: refuse(d, "")}
-	}
-	if err := s.refuse(ctx, refuse(d, "message type"), nil); err != nil {
-		return err
-	}
-	if typ == 'F' { // the client awaits ReadyForQuery, as after Query
-		return s.sync(ctx)
-	}
-	return s.flush(ctx)
 }

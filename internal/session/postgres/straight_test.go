@@ -1,10 +1,15 @@
 package postgres
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"chaperone.dev/chaperone/internal/access"
@@ -118,5 +123,75 @@ func TestUnsettled(t *testing.T) {
 	fault, ok := w.receive().(*pgproto3.ErrorResponse)
 	if !ok || fault.Severity != "FATAL" || fault.Code != sqlstateKilled {
 		t.Errorf("got %+v", fault)
+	}
+}
+
+// Where nothing is hidden the client knows the target's process id, as programs
+// compare it; the key is the gateway's own all the same.
+func TestProcessID(t *testing.T) {
+	t.Parallel()
+	g := withJudge(t, "18")
+	w, listener := g.wire(t), g.connect(t, pgx.QueryExecModeSimpleProtocol)
+	same(t, w.ask("select pg_backend_pid() as pid"), []string{"columns pid", fmt.Sprint("row ", w.pid), "SELECT 1", "ready I"})
+	must(t, listener, "listen jobs")
+	same(t, w.ask("notify jobs"), []string{"NOTIFY", "ready I"})
+	if n, err := listener.WaitForNotification(t.Context()); err != nil || n.PID != w.pid {
+		t.Errorf("%+v %v, want the process id %d", n, err, w.pid)
+	}
+	secret := binary.BigEndian.Uint32(w.secret)
+	w.send(&pgproto3.Query{String: "select pg_sleep(60), 'pid-mark'"})
+	eventually(t, "it runs", func() bool { return g.running(t, "pid-mark") == "1" })
+	g.cancel(t, w.pid, secret+1)
+	g.cancel(t, w.pid, secret)
+	if got := w.until(1); !slices.Contains(got, "ERROR 57014") {
+		t.Errorf("%q", got)
+	}
+}
+
+// A long value goes through whole, and is decided about and recorded by its
+// beginning and its digest; more of them than can be recorded are refused, and
+// the session goes on.
+func TestLongValues(t *testing.T) {
+	t.Parallel()
+	g := withJudge(t, "18")
+	conn := g.connect(t, pgx.QueryExecModeExec)
+	long := strings.Repeat("é", 3<<20)
+	var n int
+	if err := conn.QueryRow(t.Context(), "select octet_length($1::text)", long).Scan(&n); err != nil || n != len(long) {
+		t.Errorf("%d %v", n, err)
+	}
+	sum := sha256.Sum256([]byte(long))
+	found := g.recorder.count(func(e access.Event) bool {
+		return e.Executed != nil && len(e.Executed.Parameters) == 1 && e.Executed.Parameters[0].Size == int64(len(long)) &&
+			e.Executed.Parameters[0].SHA256 == hex.EncodeToString(sum[:]) && e.Executed.Parameters[0].Value == strings.Repeat("é", 50)
+	})
+	if found != 1 {
+		t.Errorf("recorded %d times", found)
+	}
+	values := make([]any, 60_000)
+	places := make([]string, len(values))
+	for i := range values {
+		values[i], places[i] = "v", "$1"
+	}
+	places[0] = "$60000"
+	_, err := conn.Exec(t.Context(), "select "+strings.Join(places[:100], ","), values...)
+	if err == nil || !strings.Contains(err.Error(), "more than can be recorded") {
+		t.Errorf("60,000 values: %v", err)
+	}
+	_, err = conn.Exec(t.Context(), "select '"+strings.Repeat("x", 600<<10)+"'")
+	if err == nil || !strings.Contains(err.Error(), "the bound is") {
+		t.Errorf("a long text: %v", err)
+	}
+	if err := conn.QueryRow(t.Context(), "select 7").Scan(&n); err != nil || n != 7 {
+		t.Errorf("%d %v", n, err)
+	}
+}
+
+// A mask that comes back within a long value is recognised.
+func TestMaskInLongValue(t *testing.T) {
+	t.Parallel()
+	params, r := boundParameters(&pgproto3.Bind{Parameters: [][]byte{[]byte(strings.Repeat("x", 1<<20) + "***"), []byte(strings.Repeat("x", 1<<20))}}, nil)
+	if r != nil || !params[0].HoldsMask || params[1].HoldsMask {
+		t.Errorf("%v %v", params[0].HoldsMask, params[1].HoldsMask)
 	}
 }
