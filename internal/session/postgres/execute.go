@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/base64"
 	"slices"
@@ -126,6 +125,13 @@ func (s *session) admit(ctx context.Context, p *portal, max uint32, simple bool)
 	if v.empty {
 		return nil, true, nil
 	}
+	if again, err := s.resettle(ctx, v, st); err != nil {
+		return nil, false, err
+	} else if again {
+		if v, err = s.judge(ctx, st, id, p.params, false); err != nil {
+			return nil, false, err
+		}
+	}
 	if v.refused == nil && simple && p.call == nil && st.judged.Parameters > 0 {
 		v.refused = plainError(sqlstateNoParameter, "there is no parameter $%d", st.judged.Parameters)
 	}
@@ -158,9 +164,7 @@ func (s *session) admit(ctx context.Context, p *portal, max uint32, simple bool)
 		return nil, false, s.refuse(ctx, r, belongs)
 	}
 	s.metrics.judged(v.decision.Effect.String())
-	if st.judged.Unsettles() {
-		s.unsettledBy = cmp.Or(st.judged.Action.Command, "a statement that is not known")
-	}
+	s.doubts(v, st.judged)
 	if !preparing {
 		evidence = append(evidence, s.event(access.Event{Request: id, Executed: &access.Executed{
 			SQL: st.forwardText(), Parameters: v.request.Action.SQL.Parameters, Approval: grant}}))

@@ -44,6 +44,9 @@ type session struct {
 	// unsettledBy is the statement that ran as it came, after which names may
 	// mean something else; empty when none did.
 	unsettledBy string
+	// doubted is the last execution with something unknown in it, until the target
+	// was asked what that did to names.
+	doubted string
 
 	// Towards the client.
 	out       []byte

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -77,4 +78,38 @@ func (s *session) maskedSince(v *verdict) error {
 	d := s.newDenial(access.SessionEnded, "a rule masks columns of "+s.resource.Access.Name+" now, and "+s.unsettledBy+" ran in this session")
 	d.RequestID, d.Hint = v.request.ID, "connect again"
 	return &fatalError{r: refuse(d, "masks after a statement that ran as it came")}
+}
+
+// movedQuery is what code that nobody looked into can do to the names in statements
+// behind it: move the path that finds them, make temporary ones that hide them,
+// or take on another role.
+const movedQuery = `SELECT pg_catalog.current_setting('search_path'), pg_catalog.pg_my_temp_schema()::pg_catalog.text, CURRENT_USER::pg_catalog.text`
+
+// doubts notes an execution of which something is unknown.
+func (s *session) doubts(v *verdict, st *sql.Statement) {
+	switch {
+	case st.Unsettles():
+		s.unsettledBy = cmp.Or(st.Action.Command, "a statement that is not known")
+	case len(v.request.Action.SQL.Unknown) > 0 && s.unsettledBy == "":
+		s.doubted = cmp.Or(v.request.Action.SQL.Command, "a statement that is not known")
+	}
+}
+
+// resettle asks the target, once after such executions and before a statement
+// that names anything, whether names mean what they did. It reports whether the
+// statement must be judged anew, because they do not.
+func (s *session) resettle(ctx context.Context, v *verdict, st *statement) (again bool, err error) {
+	if s.doubted == "" || v.refused != nil || settledKind(st.judged.Kind) || s.failed() || s.skipping {
+		return false, nil
+	}
+	rows, err := s.own(ctx, movedQuery, s.status == statusIdle && !s.dirty)
+	if err != nil {
+		return false, err
+	}
+	path := ownedSettings(s.resource.searchPath())["search_path"]
+	if len(rows) != 1 || len(rows[0]) != 3 || rows[0][0] != path || rows[0][1] != "0" || rows[0][2] != st.view.snapshot.User() {
+		s.unsettledBy = s.doubted
+	}
+	s.doubted = ""
+	return s.unsettledBy != "", nil
 }

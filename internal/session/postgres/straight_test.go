@@ -77,7 +77,7 @@ func TestNotAsItCame(t *testing.T) {
 			g := withJudge(t, "18")
 			set(g)
 			w := g.wire(t)
-			for _, text := range []string{"create temp table t (a int)", "do $$ begin end $$", "set work_mem = '5MB'", "select lo_create(0)", "select 1 from nowhere", "lock table orders", "selct 1"} {
+			for _, text := range []string{"create temp table t (a int)", "do $$ begin end $$", "set work_mem = '6MB'", "select lo_create(77)", "select 1 from nowhere", "lock table orders", "selct 1"} {
 				got := w.ask(text)
 				if len(got) != 2 || !strings.HasPrefix(got[0], "ERROR ") || strings.Contains(g.pg.Log(), "execute <unnamed>: "+text) {
 					t.Errorf("%s: %q", text, got)
@@ -193,5 +193,53 @@ func TestMaskInLongValue(t *testing.T) {
 	params, r := boundParameters(&pgproto3.Bind{Parameters: [][]byte{[]byte(strings.Repeat("x", 1<<20) + "***"), []byte(strings.Repeat("x", 1<<20))}}, nil)
 	if r != nil || !params[0].HoldsMask || params[1].HoldsMask {
 		t.Errorf("%v %v", params[0].HoldsMask, params[1].HoldsMask)
+	}
+}
+
+// TestNamesThatMove: a function that nobody looked into moves the search path or
+// makes a temporary table, and the statement behind it, of whatever kind, is not
+// decided as a known one of the table that its name meant. Control: straight at
+// the database it reads another table. Twin: a function that does neither.
+func TestNamesThatMove(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"16", "18"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			g := withJudge(t, version)
+			g.exec(t, `CREATE SCHEMA other; CREATE TABLE other.moved (id int); INSERT INTO other.moved VALUES (2); CREATE TABLE moved (id int); INSERT INTO moved VALUES (1);
+				CREATE FUNCTION mover() RETURNS text LANGUAGE sql AS $$ SELECT set_config('search_path', 'other, public', false) $$;
+				CREATE FUNCTION maker() RETURNS int LANGUAGE plpgsql AS $$ BEGIN CREATE TEMP TABLE moved AS SELECT 3 AS id; RETURN 1; END $$;
+				CREATE FUNCTION idler() RETURNS int LANGUAGE sql AS 'SELECT 1';
+				GRANT USAGE ON SCHEMA other TO app; GRANT SELECT ON other.moved, moved TO app; GRANT TEMPORARY ON DATABASE orders TO app`)
+			for _, c := range []struct{ first, row string }{
+				{"select mover()", "row 2"}, {"select maker()", "row 3"}, {"prepare p as select maker(); execute p", "row 3"}, {"copy (select mover()) to stdout", "row 2"},
+				{"begin; declare c cursor for select maker(); fetch c", "row 3"}, {"explain analyze select mover()", "row 2"},
+				{"insert into notes select 4000 + maker()", "row 3"}, {"select idler()", "row 1"},
+			} {
+				const query = "select id from moved"
+				for name, w := range map[string]*wire{"control": g.straightWire(t), "gateway": g.wire(t), "in one message": g.wire(t)} {
+					before := len(g.recorder.all())
+					if name == "in one message" {
+						w.ask(c.first + "; " + query)
+					} else {
+						w.ask(c.first)
+						if got := w.ask(query); !slices.Contains(got, c.row) {
+							t.Errorf("%s: %s: %q", name, c.first, got)
+						}
+					}
+					w.ask("rollback")
+					w.ask("delete from notes where id = 4001")
+					for _, e := range g.recorder.all()[before:] {
+						if e.Decided == nil || e.Decided.Request.Action.SQL.Text != query {
+							continue
+						}
+						if known := len(e.Decided.Request.Action.SQL.Unknown) == 0; known != (c.first == "select idler()") {
+							t.Errorf("%s: %s: decided as known: %v", name, c.first, known)
+						}
+					}
+					w.conn.Close()
+				}
+			}
+		})
 	}
 }
