@@ -91,24 +91,6 @@ func (s *server) sessionPage(w http.ResponseWriter, r *http.Request, b *login.Se
 	if err != nil {
 		from = 0
 	}
-	p := sum.Principal
-	fields := &card{}
-	fields.field("session", "%s", sum.ID)
-	fields.field("for whom", "%s (%s/%s)", p.User, p.Issuer, p.Subject)
-	fields.field("who", "subagent %s, workflow %s", p.Subagent, p.Workflow)
-	for _, hop := range p.Chain {
-		fields.field("through", "%s (subject %s of %s)", hop.Actor, hop.Subject, hop.Issuer)
-	}
-	fields.field("resource", "%s (%s)", sum.Resource.Name, string(sum.Resource.Kind))
-	fields.field("from", "%s", sum.Client)
-	fields.field("opened", "%s", stamp(sum.Opened))
-	switch {
-	case sum.Live:
-		fields.field("state", "live")
-	case sum.Cause != "":
-		fields.field("ended", "%s", sum.Cause)
-	}
-	fields.field("requests", "%d, of which %d denied; %d grants", sum.Requests, sum.Denied, sum.Approved)
 	content := struct {
 		ID       string
 		Fields   []Entry
@@ -118,7 +100,7 @@ func (s *server) sessionPage(w http.ResponseWriter, r *http.Request, b *login.Se
 		Acts     []act
 		Next     string
 		Terminal bool
-	}{ID: sum.ID, Fields: fields.entries, Live: sum.Live, MayKill: sum.Live && s.may(b, "POST /api/v1/kill"), MayRead: s.may(b, "GET /api/v1/sessions/{id}/events")}
+	}{ID: sum.ID, Fields: sessionCard(sum), Live: sum.Live, MayKill: sum.Live && s.may(b, "POST /api/v1/kill"), MayRead: s.may(b, "GET /api/v1/sessions/{id}/events")}
 	if content.MayRead {
 		events, err := s.read(r.Context(), b.Principal, sum.ID)
 		if err != nil {
@@ -138,6 +120,29 @@ func (s *server) sessionPage(w http.ResponseWriter, r *http.Request, b *login.Se
 		scripts = append(scripts, "asciinema-player.min.js", "player.js")
 	}
 	return show(w, http.StatusOK, "session", s.view(b, "Session", "", content, scripts...))
+}
+
+// sessionCard is what a session was, in short.
+func sessionCard(sum SessionSummary) []Entry {
+	p := sum.Principal
+	fields := &card{}
+	fields.field("session", "%s", sum.ID)
+	fields.field("for whom", "%s (%s/%s)", p.User, p.Issuer, p.Subject)
+	fields.field("who", "subagent %s, workflow %s", p.Subagent, p.Workflow)
+	for _, hop := range p.Chain {
+		fields.field("through", "%s (subject %s of %s)", hop.Actor, hop.Subject, hop.Issuer)
+	}
+	fields.field("resource", "%s (%s)", sum.Resource.Name, string(sum.Resource.Kind))
+	fields.field("from", "%s", sum.Client)
+	fields.field("opened", "%s", stamp(sum.Opened))
+	switch {
+	case sum.Live:
+		fields.field("state", "live")
+	case sum.Cause != "":
+		fields.field("ended", "%s", sum.Cause)
+	}
+	fields.field("requests", "%d, of which %d denied; %d grants", sum.Requests, sum.Denied, sum.Approved)
+	return fields.entries
 }
 
 // An act is one request of a session with all that followed, up to the next.

@@ -2,6 +2,7 @@ package console
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"iter"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -481,6 +483,21 @@ func TestLoginsArePaced(t *testing.T) {
 	}
 	if got := v.do("GET", "/console/login/idp", nil, "X-Chaperone-Client", "192.0.2.8").Code; got != http.StatusSeeOther {
 		t.Errorf("from another address: %d", got)
+	}
+}
+
+// TestPlayerIsAsPublished: byte for byte what docs/design/console.md says.
+func TestPlayerIsAsPublished(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("../../docs/design/console.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"asciinema-player.min.js", "asciinema-player.css"} {
+		content, err := files.ReadFile("web/static/" + name)
+		if sum := fmt.Sprintf("%x", sha256.Sum256(content)); err != nil || !strings.Contains(string(doc), sum) {
+			t.Errorf("%s has %s, which is not in the document (%v)", name, sum, err)
+		}
 	}
 }
 
