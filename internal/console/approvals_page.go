@@ -104,9 +104,13 @@ func (s *server) approvalPage(w http.ResponseWriter, r *http.Request, b *login.S
 	}
 	content := struct {
 		ID, State, Why string
+		Serves         string // how long a grant does
 		Entries        []Entry
 		Pending, May   bool
-	}{ID: a.ID, State: string(a.State), Entries: CardOf(a, stamp), Pending: a.State == access.Pending}
+	}{ID: a.ID, State: string(a.State), Entries: CardOf(a, stamp), Pending: a.State == access.Pending, Serves: "once"}
+	if terms := a.Ask.Decision.Obligations.Approval; terms != nil && terms.Window > 0 {
+		content.Serves = "for " + terms.Window.String()
+	}
 	switch {
 	case !content.Pending:
 	case !s.may(b, "POST /api/v1/approvals/{id}/approve"):

@@ -49,6 +49,13 @@ func CardOf(a access.Approval, at func(time.Time) string) []Entry {
 	}
 	c.field("resource", "%s (%s)", req.Resource.Name, string(req.Resource.Kind))
 	c.field("rule", "%s", a.Ask.Decision.Rule())
+	if terms := a.Ask.Decision.Obligations.Approval; terms != nil {
+		serves := "once"
+		if terms.Window > 0 {
+			serves = "again and again for " + terms.Window.String()
+		}
+		c.field("a grant", "takes %d of %s, and serves %s", terms.Count, strings.Join(terms.Groups, ", "), serves)
+	}
 	c.action(req.Action)
 	c.preview(a.Ask.Preview, at)
 	for _, answer := range a.Answers {

@@ -62,7 +62,7 @@ func (f *front) Get(_ context.Context, id string) (access.Approval, error) {
 	p := access.Principal{User: hostile, Subagent: hostile, Workflow: hostile, Chain: []access.Hop{{Actor: hostile}}}
 	sql := &access.SQL{Text: hostile, Forward: hostile + "x", Command: hostile, Writes: []string{hostile}, Parameters: []access.BoundParameter{{Value: hostile}}}
 	return access.Approval{ID: "req_1", State: access.Pending, Answers: []access.Answer{{Comment: hostile}},
-		Ask: access.Ask{Request: access.Request{Principal: p, Resource: access.Resource{Name: hostile}, Action: access.Action{SQL: sql}}}}, f.fail
+		Ask: access.Ask{Decision: access.Decision{Obligations: access.Obligations{Approval: &access.ApprovalTerms{Groups: []string{hostile}, Count: 2, Window: 10 * time.Minute}}}, Request: access.Request{Principal: p, Resource: access.Resource{Name: hostile}, Action: access.Action{SQL: sql}}}}, f.fail
 }
 
 func (f *front) MayAnswer(_ context.Context, _ string, who access.Principal) error {
@@ -298,6 +298,9 @@ func TestAnswersFromThePage(t *testing.T) {
 	}
 	if w := v.do("POST", "/console/approvals/req_1/refuse", url.Values{"csrf": {v.csrf}}); w.Code != http.StatusSeeOther {
 		t.Errorf("refuse: %d", w.Code)
+	}
+	if card := v.do("GET", "/console/approvals/req_1", nil).Body.String(); !strings.Contains(card, "Grant, for 10m0s") || !strings.Contains(card, "takes 2 of ") {
+		t.Errorf("the card does not tell what a grant is:\n%s", card)
 	}
 	page := f.visit(t, "own").do("GET", "/console/approvals/req_1", nil).Body.String()
 	if strings.Contains(page, "/approve") || !strings.Contains(page, "nobody reviews their own request") {
