@@ -31,7 +31,7 @@ demo: build ## run the main job on this machine; ONCE=1 exits after the story, D
 	bin/chaperone demo $(if $(ONCE),--once) $(if $(DIR),--dir $(DIR)) $(if $(HTTPS_PORT),--https-port $(HTTPS_PORT)) $(if $(POSTGRES_PORT),--postgres-port $(POSTGRES_PORT))
 
 tools: ## install the real servers and checkers that the tests use
-	@tools/install envoy postgres postgres-tls dex keycloak redis openssh python jaeger kubernetes browser staticcheck govulncheck
+	@tools/install envoy postgres postgres-tls dex keycloak redis openssh python suites jaeger kubernetes browser staticcheck govulncheck
 
 test: tools build vet lint race e2e docs differential fuzz vuln ## run everything
 	@echo "make test: all parts passed"
@@ -71,6 +71,9 @@ fuzz: ## each fuzz target for FUZZTIME: 1000x inputs, or a time (30s)
 	@set -eo pipefail; grep -rno --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' . | sed -E 's|/[^/]*:[0-9]+:func | |' | sort | while read -r p f; do \
 		echo "fuzz $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p </dev/null; done
 
+suites: tools build ## the own test suites of pgx, lib/pq and psycopg2 whole, straight at PostgreSQL and through the gateway
+	go test -timeout 90m -count=1 -run '^Test(Suites|GoldenCompatibility)$$' ./e2e -suites
+
 vuln: tools ## known vulnerabilities, where their database can be reached
 	@if out=$$(govulncheck ./... 2>&1); then echo "$$out" | tail -3; \
 	elif echo "$$out" | grep -qE 'dial tcp|no such host|403 Forbidden|connection refused|fetching vulnerabilities'; then echo "vuln: the database cannot be reached from here; nothing was checked"; \
@@ -83,6 +86,6 @@ bench: tools build ## CPU per request and per transaction beside Envoy alone, as
 	go test -timeout 20m -run '^$$' -bench . -benchtime 3s ./e2e/...
 
 golden: ## write the golden files anew
-	go test ./xds ./internal/... -run Golden -update
+	go test ./xds ./internal/... ./e2e -run Golden -update
 
-.PHONY: help build demo tools soak test test-fast vet lint race e2e docs fuzz vuln bench golden differential masker corpus
+.PHONY: suites help build demo tools soak test test-fast vet lint race e2e docs fuzz vuln bench golden differential masker corpus

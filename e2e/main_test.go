@@ -99,7 +99,7 @@ func site(t *testing.T) *demo.Site {
 			return
 		}
 		shared.site, shared.err = start(context.Background(), demo.Options{
-			Config: func(text string) string { return withForgery(withCluster(withKeycloak(withMesh(text)))) }})
+			Config: func(text string) string { return withSuites(withForgery(withCluster(withKeycloak(withMesh(text))))) }})
 	})
 	if shared.err != nil {
 		t.Fatal(shared.err)
@@ -121,6 +121,7 @@ func start(ctx context.Context, o demo.Options) (*demo.Site, error) {
 		return nil, err
 	}
 	policies["e2e.yaml"], policies["e2e-echo.yaml"], policies["e2e-cluster.yaml"], policies["e2e-hosts.yaml"] = extra, echo, clusterPolicy, onHosts
+	policies["e2e-suites.yaml"] = suitesPolicy
 	if o.Policies == nil {
 		o.Policies = policies
 	}

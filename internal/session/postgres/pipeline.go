@@ -408,6 +408,7 @@ func (s *session) parameterStatus(body []byte) error {
 	switch {
 	case p.Name == "search_path" && s.plain && p.Value != s.up.pg.ParameterStatus(p.Name):
 		s.unsettledBy = cmp.Or(s.unsettledBy, "a change of search_path")
+	case p.Name == "client_encoding" && isUTF8(p.Value): // as the client spelled it
 	case slices.Contains(ownedParameters, p.Name) && p.Value != s.up.pg.ParameterStatus(p.Name):
 		return lostTarget(s.unavailable("a setting that the gateway owns has changed at the target"), errors.New(p.Name))
 	}

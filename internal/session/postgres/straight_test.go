@@ -22,7 +22,7 @@ var asItCame = []string{
 	"do $$ begin perform 1; end $$", "create function pg_temp.twice(x int) returns int language sql as 'select 2 * x'", "select pg_temp.twice(21)",
 	"begin", "select lo_create(0) > 0", "declare c cursor for select b from t order by a", "fetch 1 from c",
 	"do $$ declare r refcursor := 'made'; begin open r for select 42; end $$", "fetch all from made", "lock table t", "commit",
-	"set search_path = pg_temp, public", "set work_mem = '5MB'", "show work_mem", "reset work_mem",
+	"set search_path = pg_temp, public", "set client_encoding = unicode", "show client_encoding", "set work_mem = '5MB'", "show work_mem", "reset work_mem",
 	"prepare p as select a from t where a = $1", "execute p (1 + 1)", "explain (costs off) create temp table x as select 1",
 	"select json_array(1, 2)", "select 1 is json", "select nothing_known", "select 1 from nowhere", "selct 1",
 	"set transaction snapshot 'x'", "vacuum t", "analyze t", "select /*" + strings.Repeat("x", 70_000) + "*/ 7", "discard all", "select 1 from t",
