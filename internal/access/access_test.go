@@ -91,7 +91,7 @@ func TestAskDigestBindsWhatRuns(t *testing.T) {
 		"another rule text":   {func(a *Ask) { a.Decision.Rules[0].Hash = "h2" }, false},
 		"another estimate": {func(a *Ask) {
 			rows := int64(7)
-			a.Request.Action.SQL.EstimatedRows, a.Request.Action.SQL.EstimatedBytes = &rows, &rows
+			a.Request.Action.SQL.EstimatedRows, a.Request.Action.SQL.EstimatedBytes, a.Request.Action.SQL.Plan = &rows, &rows, "p2"
 		}, true},
 		"another preview": {func(a *Ask) { a.Preview = &Preview{None: "x"} }, true},
 		"another http body": {func(a *Ask) {

@@ -40,6 +40,10 @@ type SQL struct {
 	// move with the target's statistics, so no grant depends on them.
 	EstimatedRows  *int64 `json:"estimated_rows,omitempty"`
 	EstimatedBytes *int64 `json:"estimated_bytes,omitempty"`
+	// Plan is a digest of the plan's shape (its nodes, tables and indexes, no
+	// numbers), where there is an estimate: two statements with the same one are
+	// run the same way.
+	Plan string `json:"plan,omitempty"`
 }
 
 // A BoundParameter is one value of a Bind message. Value is the text form, or

@@ -106,7 +106,7 @@ func AskDigest(a Ask) string {
 	}
 	if action.SQL != nil {
 		statement := *action.SQL
-		statement.EstimatedRows, statement.EstimatedBytes = nil, nil
+		statement.EstimatedRows, statement.EstimatedBytes, statement.Plan = nil, nil, ""
 		action.SQL = &statement
 	}
 	if len(a.Settings) == 0 {

@@ -166,6 +166,7 @@ func (e *encoder) sql(s *access.SQL) {
 	if s.EstimatedBytes != nil {
 		e.int("estimated_bytes", *s.EstimatedBytes)
 	}
+	e.optText("plan", s.Plan)
 	e.close()
 }
 

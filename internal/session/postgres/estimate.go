@@ -3,9 +3,11 @@ package postgres
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"strings"
 	"sync"
@@ -33,13 +35,16 @@ const (
 
 // An estimate is how much the target's planner expects of a statement: what it
 // returns or what it changes, whichever is more. nil is not known.
-type estimate struct{ rows, bytes int64 }
+type estimate struct {
+	rows, bytes int64
+	plan        string
+}
 
 // setOn makes e the estimate that conditions and reviewers see.
 func (e *estimate) setOn(action *access.SQL) {
-	action.EstimatedRows, action.EstimatedBytes = nil, nil
+	action.EstimatedRows, action.EstimatedBytes, action.Plan = nil, nil, ""
 	if e != nil {
-		action.EstimatedRows, action.EstimatedBytes = &e.rows, &e.bytes
+		action.EstimatedRows, action.EstimatedBytes, action.Plan = &e.rows, &e.bytes, e.plan
 	}
 }
 
@@ -278,13 +283,27 @@ func readRows(result *pgconn.ResultReader) (text []byte) {
 	return text
 }
 
-// A planNode is the part of a plan's node that says how much comes out of it.
+// A planNode is the part of a plan's node that says how much comes out of it,
+// and its shape.
 type planNode struct {
-	Type   string     `json:"Node Type"`
-	Parent string     `json:"Parent Relationship"`
-	Rows   float64    `json:"Plan Rows"`
-	Width  float64    `json:"Plan Width"`
-	Plans  []planNode `json:"Plans"`
+	Type      string     `json:"Node Type"`
+	Parent    string     `json:"Parent Relationship"`
+	Rows      float64    `json:"Plan Rows"`
+	Width     float64    `json:"Plan Width"`
+	Operation string     `json:"Operation"`
+	Join      string     `json:"Join Type"`
+	Table     string     `json:"Relation Name"`
+	Index     string     `json:"Index Name"`
+	Plans     []planNode `json:"Plans"`
+}
+
+// shape writes the plan without its numbers.
+func (n *planNode) shape(to io.Writer) {
+	fmt.Fprintf(to, "(%q %q %q %q %q %q", n.Type, n.Parent, n.Operation, n.Join, n.Table, n.Index)
+	for i := range n.Plans {
+		n.Plans[i].shape(to)
+	}
+	io.WriteString(to, ")")
 }
 
 // readPlans reads the output of EXPLAIN (FORMAT JSON). Rules can make several
@@ -297,17 +316,19 @@ func readPlans(text []byte) (*estimate, error) {
 		return nil, fmt.Errorf("read a plan: %w", err)
 	}
 	var returned, changed amount
+	shape := sha256.New()
 	for _, p := range plans {
 		if p.Plan == nil {
 			return nil, errors.New("read a plan: there is none for a part of the statement")
 		}
 		returned.add(p.Plan)
 		p.Plan.changes(&changed)
+		p.Plan.shape(shape)
 	}
 	if len(plans) == 0 {
 		return nil, errors.New("read a plan: it is empty")
 	}
-	return &estimate{whole(max(returned.rows, changed.rows)), whole(max(returned.bytes, changed.bytes))}, nil
+	return &estimate{whole(max(returned.rows, changed.rows)), whole(max(returned.bytes, changed.bytes)), hex.EncodeToString(shape.Sum(nil)[:8])}, nil
 }
 
 type amount struct{ rows, bytes float64 }
