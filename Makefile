@@ -83,6 +83,7 @@ soak: tools ## MINUTES=30 of mixed PostgreSQL load with kills, with the race det
 	go test -race -count=1 -v -run '^TestSoak$$' -timeout $$(( $(MINUTES) + 10 ))m ./internal/session/postgres -soak $(MINUTES)m
 
 bench: tools build ## CPU per request and per transaction beside Envoy alone, as CSV and table
+	@tools/install pgbouncer
 	go test -timeout 20m -run '^$$' -bench . -benchtime 3s ./e2e/...
 
 golden: ## write the golden files anew

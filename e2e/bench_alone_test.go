@@ -38,11 +38,15 @@ var aloneConfig = template.Must(template.New("envoy.json").Parse(`{{define "http
    "http_filters": [{{if .Decide}}{"name": "envoy.filters.http.ext_authz", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
     "transport_api_version": "V3", "encode_raw_headers": true, "validate_mutations": true, "grpc_service": {"envoy_grpc": {"cluster_name": "authorizer"}, "timeout": "30s"}}},
     {{end}}{"name": "envoy.filters.http.router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]}}]}]},
+{{end}}{{define "tcp"}} {"name": "{{.Name}}", "address": {"socket_address": {"address": "127.0.0.1", "port_value": {{.Port}}}}, "per_connection_buffer_limit_bytes": 65536, "filter_chains": [{
+  "filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": {
+   "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", "stat_prefix": "{{.Name}}", "cluster": "{{.Name}}"}}]}]}
+{{end}}{{define "target"}} {"name": "{{.Name}}", "type": "STATIC", "connect_timeout": "5s", "load_assignment": {"cluster_name": "{{.Name}}", "endpoints": [{"lb_endpoints": [
+  {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": {{.Target}}}}}}]}]}}
 {{end}}{"static_resources": {
 "listeners": [
-{{template "https" .Plain}}{{template "https" .Deciding}} {"name": "postgres", "address": {"socket_address": {"address": "127.0.0.1", "port_value": {{.Postgres}}}}, "per_connection_buffer_limit_bytes": 65536, "filter_chains": [{
-  "filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": {
-   "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", "stat_prefix": "postgres", "cluster": "postgres"}}]}]}],
+{{template "https" .Plain}}{{template "https" .Deciding}}{{template "tcp" .Postgres}},
+{{template "tcp" .Pooled}}],
 "clusters": [
  {"name": "billing", "type": "STATIC", "connect_timeout": "5s", "load_assignment": {"cluster_name": "billing", "endpoints": [{"lb_endpoints": [
   {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": {{.BillingTarget}}}}}}]}]}},
@@ -50,14 +54,16 @@ var aloneConfig = template.Must(template.New("envoy.json").Parse(`{{define "http
   "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
    "explicit_http_config": {"http2_protocol_options": {}}}},
   "load_assignment": {"cluster_name": "authorizer", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": "{{.Authorizer}}"}}}}]}]}},
- {"name": "postgres", "type": "STATIC", "connect_timeout": "5s", "load_assignment": {"cluster_name": "postgres", "endpoints": [{"lb_endpoints": [
-  {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": {{.PostgresTarget}}}}}}]}]}}]}}`))
+{{template "target" .Postgres}},
+{{template "target" .Pooled}}]}}`))
 
 // An alone is the baseline: an Envoy with nothing beside it.
 type alone struct {
 	url        string
 	deciding   string // url of the listener that asks the authorizer
 	postgres   int    // port
+	pooled     int    // port of the way through PgBouncer
+	pooler     *localserver.PgBouncer
 	supervisor *envoy.Supervisor
 }
 
@@ -80,6 +86,13 @@ func startAlone(b *testing.B, s *demo.Site) *alone {
 	if a.postgres, err = localserver.FreePort(); err != nil {
 		b.Fatal(err)
 	}
+	if a.pooled, err = localserver.FreePort(); err != nil {
+		b.Fatal(err)
+	}
+	if a.pooler, err = localserver.StartPgBouncer(b.Context(), filepath.Join(s.Dir, "pgbouncer"), s.Database, "chaperone_app", s.DBPassword); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(a.pooler.Close)
 	_, billing, err := net.SplitHostPort(strings.TrimPrefix(s.Billing.URL, "http://"))
 	if err != nil {
 		b.Fatal(err)
@@ -89,7 +102,9 @@ func startAlone(b *testing.B, s *demo.Site) *alone {
 	}
 	var text bytes.Buffer
 	if err := aloneConfig.Execute(&text, map[string]any{"Plain": listener(https, false), "Deciding": listener(deciding, true),
-		"Postgres": a.postgres, "Authorizer": authorizerSocket(s.Dir), "BillingTarget": billing, "PostgresTarget": s.Database.Port}); err != nil {
+		"Postgres":   map[string]any{"Name": "postgres", "Port": a.postgres, "Target": s.Database.Port},
+		"Pooled":     map[string]any{"Name": "pooled", "Port": a.pooled, "Target": a.pooler.Port},
+		"Authorizer": authorizerSocket(s.Dir), "BillingTarget": billing}); err != nil {
 		b.Fatal(err)
 	}
 	binary, err := envoy.Find(b.Context(), envoy.Options{})
@@ -112,7 +127,7 @@ func startAlone(b *testing.B, s *demo.Site) *alone {
 			b.Error(err)
 		}
 	})
-	for _, port := range []int{https, deciding, a.postgres} {
+	for _, port := range []int{https, deciding, a.postgres, a.pooled} {
 		if err := demo.Eventually(b.Context(), 30*time.Second, func() error {
 			conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 			if err == nil {

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// pids are the processes whose CPU time counts; serve is 0 on the baseline.
+// pids are the processes whose CPU time counts: serve is what stands behind
+// Envoy, if anything does.
 type pids struct{ envoy, serve int }
 
 // cpu is user and system time that processes have used.
@@ -24,6 +25,9 @@ func (c cpu) total() time.Duration { return c.envoy + c.serve }
 
 func (p pids) read(b *testing.B) (c cpu) {
 	b.Helper()
+	if p.envoy == 0 {
+		return c
+	}
 	own, _, err := processTime(p.envoy)
 	if err != nil {
 		b.Fatal(err)
@@ -115,15 +119,24 @@ func measureFsync(dir string) (t fsyncTimes, err error) {
 	return fsyncTimes{median: took[len(took)/2], p95: took[len(took)*95/100]}, nil
 }
 
+// fsyncs are those of the recorder.
+type fsyncs struct {
+	count float64
+	took  time.Duration
+}
+
+func (f fsyncs) minus(other fsyncs) fsyncs { return fsyncs{f.count - other.count, f.took - other.took} }
+
 // A row is one route in one round.
 type row struct {
-	round           int
+	round, clients  int
 	protocol, route string
 	n               int // requests or transactions that used is of
 	ran             int // all that ran
 	took            time.Duration
 	used            cpu
 	stored          int64 // bytes added to the recording
+	synced          fsyncs
 	disk            fsyncTimes
 
 	cpuRatio, rateRatio float64 // to the baseline of the same round; 0 if there is none
@@ -133,10 +146,15 @@ func (r row) perOne(d time.Duration) float64 {
 	return float64(d) / float64(time.Microsecond) / float64(max(r.n, 1))
 }
 
+// each is what all that ran had, divided by them.
+func (r row) each(all float64) float64 { return all / float64(max(r.ran, 1)) }
+
 func (r row) rate() float64 { return float64(r.ran) / r.took.Seconds() }
 
-// baseline is the route that the others are compared with.
-const baseline = "envoy-alone"
+const (
+	baseline = "envoy-alone"     // the route that the others are compared with
+	pooled   = "envoy+pgbouncer" // of PostgreSQL, compared with by itself
+)
 
 // A table gathers rows.
 type table struct {
@@ -171,12 +189,13 @@ func (t *table) save(path string) (string, error) {
 	defer f.Close()
 	w := csv.NewWriter(f)
 	lines := [][]string{{"round", "protocol", "route", "clients", "count", "seconds", "envoy_cpu_us", "chaperone_cpu_us", "cpu_us", "cpu_ratio",
-		"per_second", "rate_ratio", "recorded_bytes", "fsync_median_us", "fsync_p95_us"}}
+		"per_second", "rate_ratio", "recorded_bytes", "fsync_median_us", "fsync_p95_us", "fsyncs_each", "fsync_us_each"}}
 	for _, r := range t.rows {
-		lines = append(lines, []string{strconv.Itoa(r.round), r.protocol, r.route, strconv.Itoa(benchClients), strconv.Itoa(r.ran), decimal(r.took.Seconds(), 3),
+		lines = append(lines, []string{strconv.Itoa(r.round), r.protocol, r.route, strconv.Itoa(r.clients), strconv.Itoa(r.ran), decimal(r.took.Seconds(), 3),
 			decimal(r.perOne(r.used.envoy), 1), decimal(r.perOne(r.used.serve), 1), decimal(r.perOne(r.used.total()), 1), decimal(r.cpuRatio, 2),
 			decimal(r.rate(), 1), decimal(r.rateRatio, 3), decimal(float64(r.stored)/float64(r.ran), 0),
-			strconv.FormatInt(r.disk.median.Microseconds(), 10), strconv.FormatInt(r.disk.p95.Microseconds(), 10)})
+			strconv.FormatInt(r.disk.median.Microseconds(), 10), strconv.FormatInt(r.disk.p95.Microseconds(), 10),
+			decimal(r.each(r.synced.count), 3), decimal(r.each(float64(r.synced.took)/float64(time.Microsecond)), 1)})
 	}
 	if err := w.WriteAll(lines); err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)
@@ -190,7 +209,7 @@ func decimal(f float64, digits int) string { return strconv.FormatFloat(f, 'f', 
 func (t *table) text() string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "protocol\troute\tCPU ratio\trate ratio\tCPU µs\tof Envoy\tof chaperone\tper second\trecorded B\t\n")
+	fmt.Fprintf(w, "protocol\troute\tCPU ratio\trate ratio\tCPU µs\tof Envoy\tof chaperone\tper second\trecorded B\tfsyncs\tfsync µs\t\n")
 	for i, first := range t.rows {
 		if slices.ContainsFunc(t.rows[:i], first.same) {
 			continue
@@ -205,14 +224,30 @@ func (t *table) text() string {
 			slices.Sort(values)
 			return decimal(values[len(values)/2], digits)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n", first.protocol, first.route,
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n", first.protocol, first.route,
 			median(func(r row) float64 { return r.cpuRatio }, 2), median(func(r row) float64 { return r.rateRatio }, 2),
 			median(func(r row) float64 { return r.perOne(r.used.total()) }, 0), median(func(r row) float64 { return r.perOne(r.used.envoy) }, 0),
 			median(func(r row) float64 { return r.perOne(r.used.serve) }, 0), median(row.rate, 0),
-			median(func(r row) float64 { return float64(r.stored) / float64(r.ran) }, 0))
+			median(func(r row) float64 { return r.each(float64(r.stored)) }, 0),
+			median(func(r row) float64 { return r.each(r.synced.count) }, 2),
+			median(func(r row) float64 { return r.each(float64(r.synced.took) / float64(time.Microsecond)) }, 0))
 	}
 	_ = w.Flush() // into memory
-	return fmt.Sprintf("Medians of %d rounds, %d clients; ratios to Envoy alone:\n%s", t.round, benchClients, b.String())
+	return fmt.Sprintf("Medians of %d rounds, %d clients of HTTP and %d of PostgreSQL; ratios to Envoy alone:\n%s", t.round, benchClients, pgClients, b.String())
+}
+
+// besidePooler is the throughput of the gateway beside that of PgBouncer, both
+// behind Envoy, in each round.
+func (t *table) besidePooler() string {
+	var ratios []string
+	for _, pool := range t.rows {
+		for _, r := range t.rows {
+			if pool.route == pooled && r.round == pool.round && r.protocol == pool.protocol && strings.HasSuffix(r.route, "+record") {
+				ratios = append(ratios, decimal(r.rate()/pool.rate(), 2))
+			}
+		}
+	}
+	return "transactions per second beside " + pooled + ": " + strings.Join(ratios, ", ") + "\n"
 }
 
 func (r row) same(other row) bool { return r.protocol == other.protocol && r.route == other.route }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +16,8 @@ import (
 
 const (
 	benchRounds  = 3   // each route is measured once a round, in turn, so that what disturbs the machine meets all of them
-	benchClients = 16  // at once, on each route
+	benchClients = 16  // at once, on each route of HTTP
+	pgClients    = 8   // the same of PostgreSQL
 	benchBurst   = 100 // transactions of each client that are one b.N: starting pgbench takes as long as hundreds
 )
 
@@ -38,6 +41,9 @@ rules:
   - name: pgbench
     when: 'sql.read_only && sql.tables.all(t, t in ["public.pgbench_accounts", "public.pgbench_branches"])'
     effect: allow
+    mask:
+      - {column: public.pgbench_accounts.filler, with: redact}
+      - {detect: [CREDIT_CARD, API_KEY], with: partial}
 `
 
 const benchResource = `  - name: plain
@@ -79,7 +85,15 @@ func BenchmarkGateway(b *testing.B) {
 		b.Run("postgres/"+baseline, func(b *testing.B) {
 			s.transactions(b, s.alone.pids(), pgRoute{port: s.alone.postgres, user: "chaperone_app", password: s.site.DBPassword})
 		})
-		b.Run("postgres/decide+record", func(b *testing.B) {
+		b.Run("postgres/straight", func(b *testing.B) {
+			s.transactions(b, pids{}, pgRoute{port: s.site.Database.Port, user: "chaperone_app", password: s.site.DBPassword})
+		})
+		b.Run("postgres/"+pooled, func(b *testing.B) {
+			p := s.alone.pids()
+			p.serve = s.alone.pooler.PID()
+			s.transactions(b, p, pgRoute{port: s.alone.pooled, user: "chaperone_app", password: s.site.DBPassword})
+		})
+		b.Run("postgres/decide+mask+record", func(b *testing.B) {
 			s.transactions(b, s.pids(b), pgRoute{port: s.site.PGPort, user: "agent", password: s.token})
 		})
 	}
@@ -87,7 +101,7 @@ func BenchmarkGateway(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	fmt.Printf("\n%s\n%s\nCSV: %s\n\n", s.table.text(), s.disk, path)
+	fmt.Printf("\n%s\n%s%s\nCSV: %s\n\n", s.table.text(), s.table.besidePooler(), s.disk, path)
 }
 
 // benchOut is the file named by BENCH_OUT, or one that outlives the run in the
@@ -195,10 +209,10 @@ func (s *bench) requests(b *testing.B, p pids, url string, plain bool) {
 func (s *bench) transactions(b *testing.B, p pids, route pgRoute) {
 	pgbench := filepath.Join(s.site.Database.Bin, "pgbench")
 	run := func(ctx context.Context, n int) (time.Duration, int, error) {
-		return route.run(ctx, pgbench, benchClients, 1+n*benchBurst)
+		return route.run(ctx, pgbench, pgClients, 1+n*benchBurst)
 	}
 	s.measure(b, p, "postgres", "tx", run, func(ctx context.Context) (int, error) {
-		_, n, err := route.run(ctx, pgbench, benchClients, 1)
+		_, n, err := route.run(ctx, pgbench, pgClients, 1)
 		return n, err
 	})
 }
@@ -207,7 +221,7 @@ func (s *bench) transactions(b *testing.B, p pids, route pgRoute) {
 // if any, is what is to be taken off. The last b.N of a round counts.
 func (s *bench) measure(b *testing.B, p pids, protocol, one string, load func(context.Context, int) (time.Duration, int, error), base func(context.Context) (int, error)) {
 	b.Helper()
-	r := row{round: s.table.round, protocol: protocol, route: strings.Split(strings.TrimPrefix(b.Name(), "BenchmarkGateway/"+protocol+"/"), "#")[0], disk: s.disk}
+	r := row{round: s.table.round, clients: clientsOf(protocol), protocol: protocol, route: strings.Split(strings.TrimPrefix(b.Name(), "BenchmarkGateway/"+protocol+"/"), "#")[0], disk: s.disk}
 	var off cpu
 	less := 0
 	if base != nil {
@@ -220,7 +234,7 @@ func (s *bench) measure(b *testing.B, p pids, protocol, one string, load func(co
 		off, less = p.read(b).minus(before), n
 		b.StartTimer()
 	}
-	stored := s.recorded(b)
+	stored, synced := s.recorded(b), s.synced(b)
 	before := p.read(b)
 	took, n, err := load(b.Context(), b.N)
 	if err != nil {
@@ -228,18 +242,48 @@ func (s *bench) measure(b *testing.B, p pids, protocol, one string, load func(co
 	}
 	r.used = p.read(b).minus(before).minus(off)
 	r.n, r.ran, r.took = n-less, n, took
-	r.stored = s.recorded(b) - stored
+	r.stored, r.synced = s.recorded(b)-stored, s.synced(b).minus(synced)
 	r = s.table.put(r)
 	b.ReportMetric(0, "ns/op") // of many clients at once it says nothing
 	b.ReportMetric(r.perOne(r.used.total()), "cpu-µs/"+one)
 	b.ReportMetric(r.rate(), one+"/s")
-	if r.rateRatio > 0 && r.route != baseline {
+	if r.rateRatio > 0 && r.cpuRatio > 0 && r.route != baseline {
 		b.ReportMetric(r.cpuRatio, "cpu-ratio")
 		b.ReportMetric(r.rateRatio, "rate-ratio")
 	}
-	if p.serve != 0 {
+	if r.stored > 0 {
 		b.ReportMetric(float64(r.stored)/float64(r.ran), "recorded-B/"+one)
 	}
+}
+
+func clientsOf(protocol string) int {
+	if protocol == "postgres" {
+		return pgClients
+	}
+	return benchClients
+}
+
+var fsyncMetric = regexp.MustCompile(`(?m)^chaperone_record_fsync_seconds_(sum|count) (\S+)$`)
+
+// synced is how often, and for how long, the recorder has waited for the disk.
+func (s *bench) synced(b *testing.B) (f fsyncs) {
+	b.Helper()
+	text, err := scrape(b.Context(), s.site)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, m := range fsyncMetric.FindAllStringSubmatch(text, -1) {
+		v, err := strconv.ParseFloat(m[2], 64)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if m[1] == "sum" {
+			f.took = time.Duration(v * float64(time.Second))
+		} else {
+			f.count = v
+		}
+	}
+	return f
 }
 
 // recorded is the size of the recording.
