@@ -199,6 +199,19 @@ func TestExecAndEnv(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "120\n" {
 		t.Errorf("env: %v %s", err, out)
 	}
+	service, err := run("env", "orders", "-o", "pgservice")
+	file := filepath.Join(t.TempDir(), "service.conf")
+	if err := errors.Join(err, os.WriteFile(file, []byte(service), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	psql := exec.CommandContext(t.Context(), filepath.Join(s.Database.Bin, "psql"), "-X", "service=orders sslmode=disable", "-Atc", "select count(*) from orders")
+	psql.Env = append(os.Environ(), "PGSERVICEFILE="+file)
+	if out, err := psql.CombinedOutput(); err != nil || string(out) != "120\n" || !strings.Contains(service, "sslmode=verify-full\nsslrootcert=/") {
+		t.Errorf("a service file: %v %s", err, out)
+	}
+	if _, err := run("env", "billing", "-o", "pgservice"); !errors.As(err, &exit) || exit.ExitCode() != 2 {
+		t.Errorf("a service file of what is no database: %v", err)
+	}
 	whole, err := run("env", "orders", "--whole-token")
 	if err != nil || !strings.Contains(whole, "export PGPASSWORD='"+ada+"'") {
 		t.Errorf("the whole token: %v", err)

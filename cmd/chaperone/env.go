@@ -26,6 +26,8 @@ func envCommand() *cobra.Command {
 		Long: `env asks the gateway how your token reaches the resources and prints what to set. When the gateway
 has a token service, the token is one for these resources alone (--whole-token keeps yours).
 
+With -o pgservice it prints entries for psql's service file, named after the resources, with the token in them.
+
 For Kubernetes resources it prints a kubeconfig, in which kubectl calls "chaperone token" for a token
 whenever it needs one.
 
@@ -35,6 +37,7 @@ well they go through the gateway's HTTPS port (see chaperone connect).`,
 		Example: `  eval "$(chaperone env orders)"; psql
   chaperone env web --ssh-config >> ~/.ssh/config; ssh web uptime
   chaperone env cluster > kubeconfig; kubectl --kubeconfig kubeconfig get pods
+  chaperone env orders -o pgservice > service.conf; PGSERVICEFILE=service.conf psql service=orders
   chaperone env billing -o json`,
 		Args: cobra.MinimumNArgs(1), ValidArgsFunction: g.completeResources,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -50,6 +53,9 @@ well they go through the gateway's HTTPS port (see chaperone connect).`,
 			if slices.ContainsFunc(found, isKubernetes) {
 				return g.printKubeconfig(c, found, len(t.resources) > 0)
 			}
+			if g.output == "pgservice" {
+				return g.printServices(c.OutOrStdout(), found, token)
+			}
 			set := g.variables(found)
 			set["CHAPERONE_TOKEN"] = token.Reveal()
 			if slices.ContainsFunc(found, func(r directory.Resource) bool { return r.Kind == access.Postgres }) {
@@ -59,6 +65,7 @@ well they go through the gateway's HTTPS port (see chaperone connect).`,
 		},
 	}
 	g.flags(c)
+	c.PersistentFlags().Lookup("output").Usage = "table, json or pgservice"
 	t.flags(c)
 	c.Flags().BoolVar(&whole, "whole-token", false, "use your token as it is")
 	c.Flags().StringVar(&hosts, "ssh-config", "", "print lines for ssh_config, with keys in this folder; default "+defaultSSHFolder)
@@ -80,6 +87,29 @@ func printVariables(w io.Writer, set map[string]string, output string) error {
 		}
 	}
 	return nil
+}
+
+// printServices writes entries of a PostgreSQL connection service file.
+func (g *gateway) printServices(w io.Writer, found []directory.Resource, token access.Secret) error {
+	var text strings.Builder
+	for _, r := range found {
+		if r.Kind != access.Postgres {
+			return fmt.Errorf("%w: %q is no database", errUsage, line(r.Name))
+		}
+		entry := []string{"[" + r.Name + "]", "host=" + r.Host, "port=" + strconv.Itoa(r.Port), "dbname=" + r.Database, "user=" + r.User,
+			"password=" + token.Reveal(), "sslmode=verify-full"}
+		if g.ca != "" {
+			entry = append(entry, "sslrootcert="+absolute(g.ca))
+		}
+		for _, one := range entry {
+			if strings.ContainsAny(one, "\r\n") {
+				return fmt.Errorf("%q cannot stand in a service file", line(one))
+			}
+		}
+		text.WriteString(strings.Join(entry, "\n") + "\n")
+	}
+	_, err := io.WriteString(w, text.String())
+	return err
 }
 
 // reach returns a token for the resources, and how it reaches each of them.

@@ -81,13 +81,12 @@ type tokenFiles struct {
 	dir       string
 	resources []directory.Resource
 	gateway   *gateway      // as the command is told of it
-	owner     *isolate.User // of the folder, when it is not oneself
+	owner     *isolate.User // of the files, when it is not oneself
 }
 
 func (f *tokenFiles) path(name string) string { return filepath.Join(f.dir, name) }
 
-// secret replaces a file whole, for the owner alone. Who owns the folder may do
-// in it what they like: no name in it is trusted, only what was opened here.
+// secret replaces a file whole, for the owner alone.
 func (f *tokenFiles) secret(name, text string) error {
 	if f.owner == nil {
 		return writeSecret(f.path(name), text)
@@ -95,13 +94,15 @@ func (f *tokenFiles) secret(name, text string) error {
 	return writeSecretFor(f.path(name), text, func(file *os.File) error { return file.Chown(f.owner.UID, f.owner.GID) })
 }
 
-// handOver gives the folder to its owner, with certificates to trust that they
-// can read. This program reads its own: the owner could change these.
+// handOver prepares the folder for the owner, with certificates to trust that
+// they can read. It stays ours: who owned it could put another folder, of the
+// system's, in its place, and have us write there. In the one below it, which is
+// theirs, we write nothing.
 func (f *tokenFiles) handOver() error {
-	if f.owner == nil {
-		return nil
+	if err := os.Mkdir(f.path("ssh"), 0o700); err != nil || f.owner == nil {
+		return err
 	}
-	if err := os.Chown(f.dir, f.owner.UID, f.owner.GID); err != nil || f.gateway.ca == "" {
+	if err := errors.Join(os.Chown(f.path("ssh"), f.owner.UID, f.owner.GID), os.Chmod(f.dir, 0o711)); err != nil || f.gateway.ca == "" {
 		return err
 	}
 	pem, err := os.ReadFile(f.gateway.ca)
@@ -135,7 +136,7 @@ func (f *tokenFiles) writeSSHConfig() error {
 		}
 		shown := *f.gateway
 		shown.tokenFile = f.path("token")
-		if err := shown.sshHost(&text, r, f.dir, true); err != nil {
+		if err := shown.sshHost(&text, r, f.path("ssh"), true); err != nil {
 			return err
 		}
 	}

@@ -222,7 +222,7 @@ func (c Config) instructions() (do instructions, err error) {
 		do.Listen = append(do.Listen, netip.AddrPortFrom(addr, uint16(r.Port)))
 	}
 	do.Hosts = filepath.Join(c.Folder, "hosts")
-	// The folder may be the user's own: nothing that is there already is written to.
+	// Nothing that is there already is written to, whoever may write to the folder.
 	f, err := os.OpenFile(do.Hosts, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if err != nil {
 		return do, fmt.Errorf("isolate: %w", err)
