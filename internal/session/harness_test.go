@@ -55,7 +55,7 @@ func newPair(t *testing.T, s [2]store.Store, change func(*Config)) *pair {
 
 func (p *pair) start(t *testing.T, name string, s store.Store, change func(*Config)) (*Registry, func()) {
 	t.Helper()
-	config := Config{Store: s, Replica: name, Clock: p.clock.Now}
+	config := Config{Store: s, Replica: name, Clock: p.clock.Now, CountWithin: time.Minute}
 	if change != nil {
 		change(&config)
 	}

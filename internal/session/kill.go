@@ -152,7 +152,7 @@ func (r *Registry) kill(ctx context.Context, sel Selector, cause string, by acce
 		return 0, fmt.Errorf("kill: %w", full)
 	}
 	counting := r.count(ctx, sel)
-	all, quick := counting.within(countWithin)
+	all, quick := counting.within(r.config.CountWithin)
 	switch {
 	case !until.IsZero():
 		v.Until = until
@@ -183,11 +183,6 @@ type count struct {
 	expires  time.Time
 	err      error
 }
-
-// countWithin is how long a kill waits for its sessions to be counted, before it
-// ends them. Listing a thousand takes longer; they end meanwhile, and fewer are
-// counted.
-const countWithin = 20 * time.Millisecond
 
 type counting chan count
 

@@ -40,6 +40,7 @@ type Config struct {
 	MaxSessions     int           // at this replica: 10000
 	MaxPerPrincipal int           // at this replica: 500
 	LeaseTTL        time.Duration // sessions end this long after the store was last reached: 4s; 2s at least
+	CountWithin     time.Duration // how long a kill waits for its sessions to be counted, before it ends them: 20ms. Listing a thousand takes longer; fewer are counted then
 	TokenLife       time.Duration // how long a token lives at most, and so one of unknown expiry stays revoked: 24h
 }
 
@@ -56,6 +57,7 @@ func (c Config) withDefaults() Config {
 	c.MaxSessions = cmp.Or(c.MaxSessions, 10_000)
 	c.MaxPerPrincipal = cmp.Or(c.MaxPerPrincipal, 500)
 	c.LeaseTTL = cmp.Or(c.LeaseTTL, 4*time.Second)
+	c.CountWithin = cmp.Or(c.CountWithin, 20*time.Millisecond)
 	c.TokenLife = cmp.Or(c.TokenLife, 24*time.Hour)
 	return c
 }
