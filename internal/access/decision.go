@@ -2,6 +2,7 @@ package access
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -97,13 +98,23 @@ type Obligations struct {
 }
 
 // A Mask hides a column (schema.table.column), a JSON field (pointer, * stands
-// for any one name or index) or whatever the named detectors find. Exactly one
-// of Column, JSON and Detect is set.
+// for any one name or index) or whatever the named detectors find; or it takes
+// Secrets of Kubernetes of some types off the mask that their values have
+// anyhow. Exactly one of Column, JSON, Detect and SecretsExcept is set.
 type Mask struct {
-	Column string   `json:"column,omitempty" yaml:"column"`
-	JSON   string   `json:"json,omitempty" yaml:"json"`
-	Detect []string `json:"detect,omitempty" yaml:"detect"`
-	With   MaskWith `json:"with,omitempty" yaml:"with"`
+	Column        string   `json:"column,omitempty" yaml:"column"`
+	JSON          string   `json:"json,omitempty" yaml:"json"`
+	Detect        []string `json:"detect,omitempty" yaml:"detect"`
+	SecretsExcept []string `json:"secrets_except,omitempty" yaml:"secrets_except"`
+	With          MaskWith `json:"with,omitempty" yaml:"with"`
+}
+
+// What names what the mask is about.
+func (m Mask) What() string {
+	if len(m.SecretsExcept) > 0 {
+		return "Secrets except " + strings.Join(m.SecretsExcept, ", ")
+	}
+	return m.Column + m.JSON + strings.Join(m.Detect, ", ")
 }
 
 // A MaskWith says how a mask looks.

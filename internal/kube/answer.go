@@ -15,12 +15,17 @@ type Answer struct {
 	Objects bool `json:"objects,omitempty"` // JSON with objects of the API in it
 	Secrets bool `json:"secrets,omitempty"` // they are Secrets, whose values are masked
 	Lines   bool `json:"lines,omitempty"`   // a watch: JSON documents one after another
+	One     bool `json:"one,omitempty"`     // the answer itself is an object, or a table of one
+	Quiet   bool `json:"quiet,omitempty"`   // a watch, or a log that is followed: nothing may come for long
 }
 
 // AnswerTo says what the answer to k is.
 func AnswerTo(k *access.K8s) Answer {
 	objects := k.Resource != "" && k.Subresource != "log" && !IsStream(k)
-	return Answer{Objects: objects, Secrets: objects && k.Group == "" && k.Resource == "secrets", Lines: objects && k.Verb == "watch"}
+	several := k.Verb == "list" || k.Verb == "watch" || k.Verb == "deletecollection"
+	return Answer{Objects: objects, Secrets: objects && k.Group == "" && k.Resource == "secrets",
+		Lines: objects && k.Verb == "watch", One: objects && !several,
+		Quiet: k.Verb == "watch" || k.Subresource == "log" && set(k.Query["follow"])}
 }
 
 // places are where objects stand in an answer: the answer itself, the items of
@@ -32,14 +37,19 @@ var places = []string{"", "/items/*", "/rows/*/object", "/object", "/object/rows
 var binaryMark = base64.StdEncoding.EncodeToString([]byte(mask.Mark))
 
 // Masker returns what masks an answer of that status: policy's masks, whose JSON
-// pointers are relative to each object, and the values of Secrets.
+// pointers are relative to each object, and the values of Secrets but for those
+// of the types that policy excepts.
 func (a Answer) Masker(masks []access.Mask, status int) (*mask.Masker, error) {
 	var own []access.Mask // of one object
+	var shown []string    // types of Secrets
 	detectors := make([]access.Mask, 0, len(masks))
 	for _, m := range masks {
-		if m.JSON == "" {
+		switch {
+		case len(m.SecretsExcept) > 0:
+			shown = m.SecretsExcept
+		case m.JSON == "":
 			detectors = append(detectors, m)
-		} else if a.Objects {
+		case a.Objects:
 			own = append(own, m)
 		}
 	}
@@ -58,7 +68,7 @@ func (a Answer) Masker(masks []access.Mask, status int) (*mask.Masker, error) {
 		return nil, err
 	}
 	if a.Secrets {
-		if one, err = one.With([]mask.Field{{Pointer: "/data/*", Mark: binaryMark}, {Pointer: "/stringData/*"}}); err != nil {
+		if one, err = one.With(values("")); err != nil {
 			return nil, err
 		}
 	}
@@ -66,16 +76,21 @@ func (a Answer) Masker(masks []access.Mask, status int) (*mask.Masker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return m.With(a.fields(one, status))
+	return m.With(a.fields(one, status), a.exemptions(shown)...)
+}
+
+// values are those of the Secret at place.
+func values(place string) []mask.Field {
+	return []mask.Field{{Pointer: place + "/data/*", Mark: binaryMark, Exempt: true}, {Pointer: place + "/stringData/*", Exempt: true}}
 }
 
 // fields are the places that Kubernetes itself has values in. one masks a single
-// object.
+// object. It masks the annotation of a Secret that is excepted, too.
 func (a Answer) fields(one *mask.Masker, status int) (fields []mask.Field) {
 	annotation := "/metadata/annotations/" + strings.ReplaceAll(lastApplied, "/", "~1")
 	for _, place := range places {
 		if a.Secrets {
-			fields = append(fields, mask.Field{Pointer: place + "/data/*", Mark: binaryMark}, mask.Field{Pointer: place + "/stringData/*"})
+			fields = append(fields, values(place)...)
 		}
 		fields = append(fields, mask.Field{Pointer: place + annotation, Within: one})
 	}
@@ -83,6 +98,20 @@ func (a Answer) fields(one *mask.Masker, status int) (fields []mask.Field) {
 		fields = append(fields, mask.Field{Pointer: "/message"}, mask.Field{Pointer: "/details/causes/*/message"})
 	}
 	return fields
+}
+
+// exemptions spare Secrets of the types. What stands around several Secrets is
+// itself none: only the answer to a request for one object may be one.
+func (a Answer) exemptions(types []string) (spared []mask.Exemption) {
+	if !a.Secrets || len(types) == 0 {
+		return nil
+	}
+	for _, place := range places {
+		if place != "" || a.One {
+			spared = append(spared, mask.Exemption{Pointer: place, Member: "type", Values: types})
+		}
+	}
+	return spared
 }
 
 // Accept is what of a client's Accept header the API server is told: the forms

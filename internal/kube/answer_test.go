@@ -1,6 +1,8 @@
 package kube
 
 import (
+	"bytes"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -60,6 +62,98 @@ func TestSecretsAreMasked(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestSecretsExcept: in every form of an answer the Secrets of the types that
+// policy excepts show, and no other, wherever the answer is split.
+func TestSecretsExcept(t *testing.T) {
+	t.Parallel()
+	release := func(more string) string {
+		return `{"kind":"Secret","metadata":{"name":"r",` + applied + `},"data":{"release":"SDRzSUFB"},"type":"helm.sh/release.v1"` + more + `}`
+	}
+	one, several := Answer{Objects: true, Secrets: true, One: true}, Answer{Objects: true, Secrets: true}
+	watch := Answer{Objects: true, Secrets: true, Lines: true}
+	for name, c := range map[string]struct {
+		answer        Answer
+		text          string
+		shown, masked int // values
+	}{
+		"one":                       {one, release(""), 1, 0},
+		"one of another type":       {one, oneSecret, 0, 1},
+		"one in a table":            {one, `{"kind":"Table","rows":[{"cells":["r"],"object":` + release("") + `}]}`, 1, 0},
+		"two types":                 {one, release(`,"type":"Opaque"`), 0, 1},
+		"a list":                    {several, `{"kind":"SecretList","items":[` + release("") + `,` + oneSecret + `,` + release("") + `]}`, 2, 1},
+		"a list that is of a type":  {several, `{"kind":"SecretList","type":"helm.sh/release.v1","items":[` + oneSecret + `]}`, 0, 1},
+		"one where several are due": {several, release(""), 0, 1},
+		"a table":                   {several, `{"kind":"Table","rows":[{"cells":["db"],"object":` + oneSecret + `},{"cells":["r"],"object":` + release("") + `}]}`, 1, 1},
+		"events":                    {watch, `{"type":"ADDED","object":` + oneSecret + "}\n" + `{"type":"MODIFIED","object":` + release("") + "}\n", 1, 1},
+		"an event of that type":     {watch, `{"type":"helm.sh/release.v1","object":` + oneSecret + "}\n", 0, 1},
+		"a table's events":          {watch, `{"type":"ADDED","object":{"kind":"Table","rows":[{"cells":["r"],"object":` + release("") + `},{"object":` + oneSecret + "}]}}\n", 1, 1},
+		"in another's data":         {one, `{"kind":"Secret","data":{"p":"aHVudGVyMg==","type":"helm.sh/release.v1"},"type":"Opaque"}`, 0, 2},
+	} {
+		m, err := c.answer.Masker([]access.Mask{{SecretsExcept: []string{"helm.sh/release.v1"}}}, 200)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := 1; n < len(c.text); n++ {
+			w := mask.Writer(m.NewJSON())
+			if c.answer.Lines {
+				w = m.NewJSONLines()
+			}
+			got := masked(t, w, c.text, n)
+			if strings.Contains(got, secretValue) || strings.Contains(got, "hunter2") || strings.Count(got, "SDRzSUFB") != c.shown || strings.Count(got, `:"Kioq"`) != c.masked {
+				t.Fatalf("%s in pieces of %d: %s", name, n, got)
+			}
+		}
+	}
+	m, err := one.Masker([]access.Mask{{SecretsExcept: []string{"helm.sh/release.v1"}}, {JSON: "/data/release"}}, 200)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := masked(t, m.NewJSON(), release(""), 7); strings.Contains(got, "SDRzSUFB") || !strings.Contains(got, `"release":"Kioq"`) {
+		t.Errorf("what a rule masks shows: %s", got)
+	}
+}
+
+// TestListOfAnySize: a list of 10,000 Secrets, 50 MB, leaves piece by piece, and
+// what is held of it does not grow. It looks at the memory of the process, so it
+// runs alone.
+func TestListOfAnySize(t *testing.T) {
+	const count = 10_000
+	item := []byte(`,{"metadata":{"name":"s"},"data":{"p":"` + strings.Repeat("aHVudGVyMg", 500) + `"},"type":"Opaque"}`)
+	for name, masks := range map[string][]access.Mask{"all": nil, "but of a type": {{SecretsExcept: []string{"helm.sh/release.v1"}}}} {
+		m, err := Answer{Objects: true, Secrets: true}.Masker(masks, 200)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := m.NewJSON()
+		write := func(text []byte) {
+			if out, err := w.Write(text); err != nil || len(out) > 200 || bytes.Contains(out, item[60:80]) {
+				t.Fatalf("%s: %v %.200s", name, err, out)
+			}
+		}
+		write([]byte(`{"kind":"SecretList","items":[`))
+		write(item[1:])
+		before := held()
+		for range count {
+			write(item)
+		}
+		if grown := held() - before; grown > 1<<20 {
+			t.Errorf("%s: after %d Secrets %d bytes more are held", name, count, grown)
+		}
+		write([]byte("]}"))
+		if _, err := w.Close(); err != nil || w.Masked() != count+1 {
+			t.Errorf("%s: %d values are masked: %v", name, w.Masked(), err)
+		}
+	}
+}
+
+// held is how much memory is in use.
+func held() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 // TestOthersAreLeftAlone: what is no Secret comes out byte for byte.

@@ -29,6 +29,7 @@ const (
 	inHex
 	inNumber
 	inLiteral
+	inChoice // an object of which it is not known yet whether it is spared
 )
 
 // A handling says what becomes of the string being read.
@@ -54,7 +55,8 @@ type frame struct {
 //
 // It refuses everything that is not JSON in UTF-8: other encodings, byte order
 // marks, comments, NaN, anything after the document. Members of an object, not
-// the document, are held: at most one string of 64 KiB at a time.
+// the document, are held: at most one string of 64 KiB at a time, and an object
+// that may be spared (see Exemption).
 type JSON struct {
 	masker *Masker
 	lines  bool // a sequence of documents, each on lines of its own
@@ -72,10 +74,16 @@ type JSON struct {
 	partial  bool    // the string is to be masked partially
 	mark     string  // what stands for the value being masked
 	within   *Masker // masks the document in the string
+	wanted   bool    // watched wants the string
 	called   []byte  // the name that the next value belongs to, for detectors
 	length   int     // of the string so far
 	hex      int     // digits of \u still to come
 	utf8     continuation
+
+	choosing *choosing // the object being read
+	inner    bool      // this reads one object that may be spared
+	spared   bool      // and it is
+	watched  *choosing // whom to tell about its members
 
 	number  numberState
 	literal string // rest of true, false or null
@@ -167,6 +175,8 @@ func (j *JSON) step(p []byte) (n int, err error) {
 		return 1, j.escape(p[0])
 	case inNumber:
 		return j.numberBytes(p)
+	case inChoice:
+		return j.choiceBytes(p)
 	case inLiteral:
 		if p[0] != j.literal[0] {
 			return 0, fmt.Errorf("literal is not true, false or null")
@@ -178,6 +188,12 @@ func (j *JSON) step(p []byte) (n int, err error) {
 		return 1, nil
 	}
 	if c := p[0]; c != ' ' && c != '\t' && c != '\n' && c != '\r' {
+		if j.state == expectEnd && j.lines && j.newline {
+			j.begin()
+		}
+		if (j.state == expectValue || j.state == expectElement) && j.choose(c) {
+			return 0, nil
+		}
 		return 1, j.structure(c, p[:1])
 	}
 	return j.space(p), nil
@@ -196,9 +212,6 @@ func (j *JSON) space(p []byte) int {
 // structure reads the first byte of a value or a name, or a byte between them.
 func (j *JSON) structure(c byte, p []byte) error {
 	switch {
-	case j.state == expectEnd && j.lines && j.newline:
-		j.begin()
-		return j.beginValue(c, p)
 	case j.state == expectValue, j.state == expectElement && c != ']':
 		return j.beginValue(c, p)
 	case (j.state == expectName || j.state == expectMember) && c == '"':
@@ -249,7 +262,8 @@ func (j *JSON) beginValue(c byte, p []byte) error {
 		if !masked && !j.hidden {
 			j.within = j.reachedWithin()
 		}
-		if j.partial || j.within != nil || j.masker.detectors != nil && !j.hidden {
+		j.wanted = j.watched != nil && len(j.stack) == 1 && j.watched.begins(c)
+		if j.wanted && !j.hidden || j.partial || j.within != nil || j.masker.detectors != nil && !j.hidden {
 			j.handling = holding
 		} else {
 			j.emit(p)
@@ -282,9 +296,9 @@ func (j *JSON) reached() (masked, partial bool) {
 		return false, false
 	}
 	for _, n := range j.reach {
-		if n.masked {
+		if n.masked || n.exempt && !j.spared {
 			masked = true
-			partial = partial && n.partial
+			partial = partial && n.partial && (!n.exempt || j.spared)
 		}
 	}
 	return masked, masked && partial
@@ -293,7 +307,7 @@ func (j *JSON) reached() (masked, partial bool) {
 // reachedMark is what stands for the value that begins.
 func (j *JSON) reachedMark() string {
 	for _, n := range j.reach {
-		if n.masked && n.mark != "" {
+		if (n.masked || n.exempt) && n.mark != "" {
 			return n.mark
 		}
 	}

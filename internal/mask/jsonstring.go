@@ -22,9 +22,26 @@ func (j *JSON) beginString(name bool) {
 	}
 }
 
+// plain are the bytes that stand for themselves in a string, and alone.
+var plain = func() (table [256]bool) {
+	for c := ' '; c < utf8.RuneSelf; c++ {
+		table[c] = c != '"' && c != '\\'
+	}
+	return table
+}()
+
 // stringBytes reads plain bytes of a string up to an escape or its end.
 func (j *JSON) stringBytes(p []byte) (n int, err error) {
-	for i, c := range p {
+	for i := 0; i < len(p); i++ {
+		if j.utf8.left == 0 {
+			for i < len(p) && plain[p[i]] {
+				i++
+			}
+			if i == len(p) {
+				break
+			}
+		}
+		c := p[i]
 		switch {
 		case j.utf8.left > 0 || c >= utf8.RuneSelf:
 			if !j.utf8.next(c) {
@@ -103,6 +120,9 @@ func (j *JSON) endString() error {
 // endName finds the masked places of the member and writes its name.
 func (j *JSON) endName() {
 	text := j.unescaped()
+	if j.watched != nil && len(j.stack) == 1 {
+		j.watched.named(text)
+	}
 	j.reach = j.reach[:0]
 	if from := j.active[j.top().nodes:]; len(from) > 0 {
 		j.reach = follow(j.reach, from, text)
@@ -120,6 +140,9 @@ func (j *JSON) endName() {
 
 // endText writes a value that is a string.
 func (j *JSON) endText() {
+	if j.wanted && j.handling == holding {
+		j.watched.is(j.unescaped())
+	}
 	switch {
 	case j.handling == passing:
 		j.out = append(j.out, '"')
@@ -136,6 +159,10 @@ func (j *JSON) endText() {
 		return
 	}
 	d, text := j.masker.detectors, j.unescaped()
+	if d == nil { // held to be read only
+		j.emitHeld()
+		return
+	}
 	if d.on&apiKey != 0 && len(text) >= minValue && credentialName(j.called) && random(text) {
 		j.masked++
 		j.out = appendQuoted(j.out, replacement(text, d.redacted&apiKey != 0))

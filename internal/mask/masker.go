@@ -65,15 +65,17 @@ func Compile(masks []access.Mask) (*Masker, error) {
 // A Field is a place in a JSON document that a protocol, not a policy, has
 // masked. Pointer is as in access.Mask. The value becomes Mark; or, when Within
 // is set, it is a string that holds a document of its own, which Within masks. A
-// string that holds none becomes "***".
+// string that holds none becomes "***". Exempt says that an Exemption may spare it.
 type Field struct {
 	Pointer string
 	Mark    string
 	Within  *Masker
+	Exempt  bool
 }
 
-// With returns a Masker that masks the fields beside what m does.
-func (m *Masker) With(fields []Field) (*Masker, error) {
+// With returns a Masker that masks the fields beside what m does, but for those
+// that the exemptions spare. Exemptions spare nothing that m itself masks.
+func (m *Masker) With(fields []Field, exemptions ...Exemption) (*Masker, error) {
 	out := *m
 	out.fields = &node{}
 	if m.fields != nil {
@@ -88,8 +90,22 @@ func (m *Masker) With(fields []Field) (*Masker, error) {
 			out.fields.at(tokens).within = f.Within
 			continue
 		}
-		out.fields.add(tokens, false)
+		if f.Exempt {
+			out.fields.at(tokens).exempt = true
+		} else {
+			out.fields.add(tokens, false)
+		}
 		out.fields.at(tokens).mark = f.Mark
+	}
+	for _, e := range exemptions {
+		var tokens []string
+		if e.Pointer != "" {
+			var err error
+			if tokens, err = parsePointer(e.Pointer); err != nil {
+				return nil, fmt.Errorf("exemption: %w", err)
+			}
+		}
+		out.fields.at(tokens).exemption = &e
 	}
 	return &out, nil
 }
@@ -98,12 +114,19 @@ func (m *Masker) add(mask access.Mask) error {
 	if mask.With != "" && mask.With != access.Redact && mask.With != access.Partial {
 		return fmt.Errorf("with: %q is not redact or partial", mask.With)
 	}
+	given := 0
+	for _, set := range []bool{mask.Column != "", mask.JSON != "", len(mask.Detect) > 0, len(mask.SecretsExcept) > 0} {
+		if set {
+			given++
+		}
+	}
 	partial := mask.With == access.Partial
 	switch {
-	case mask.Column != "" && mask.JSON == "" && len(mask.Detect) == 0:
+	case given != 1:
+		return errors.New("exactly one of column, json, detect and secrets_except must be set")
+	case mask.Column != "":
 		m.columns = true
-		return nil
-	case mask.Column == "" && mask.JSON != "" && len(mask.Detect) == 0:
+	case mask.JSON != "":
 		tokens, err := parsePointer(mask.JSON)
 		if err != nil {
 			return fmt.Errorf("json: %w", err)
@@ -112,14 +135,13 @@ func (m *Masker) add(mask access.Mask) error {
 			m.fields = &node{}
 		}
 		m.fields.add(tokens, partial)
-		return nil
-	case mask.Column == "" && mask.JSON == "" && len(mask.Detect) > 0:
+	case len(mask.Detect) > 0:
 		if m.detectors == nil {
 			m.detectors = &detectors{}
 		}
 		return m.detectors.add(mask.Detect, partial)
 	}
-	return errors.New("exactly one of column, json and detect must be set")
+	return nil // an exception takes off a mask that is Kubernetes' own
 }
 
 // Fields reports whether there are masks of JSON fields.

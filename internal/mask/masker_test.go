@@ -44,6 +44,8 @@ func TestCompile(t *testing.T) {
 		"nothing":           {access.Mask{With: access.Redact}, "exactly one"},
 		"two":               {access.Mask{JSON: "/a", Column: "a.b.c"}, "exactly one"},
 		"three":             {access.Mask{JSON: "/a", Column: "a.b.c", Detect: []string{"SSN"}}, "exactly one"},
+		"types of Secrets":  {access.Mask{SecretsExcept: []string{"a"}}, ""},
+		"and a field":       {access.Mask{SecretsExcept: []string{"a"}, JSON: "/a"}, "exactly one"},
 		"no slash":          {access.Mask{JSON: "customers"}, "does not begin with /"},
 		"many levels":       {access.Mask{JSON: "/**/ssn"}, "cannot be part"},
 		"glob":              {access.Mask{JSON: "/cust*/ssn"}, "cannot be part"},

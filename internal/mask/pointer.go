@@ -15,6 +15,9 @@ type node struct {
 	partial bool    // all pointers that end here are partial
 	mark    string  // what stands for the value; "" is Mark
 	within  *Masker // instead: the value is JSON text, and this masks it
+
+	exempt    bool       // masked, unless the object around is spared
+	exemption *Exemption // of the object here
 }
 
 // parsePointer splits a JSON pointer (RFC 6901) into its unescaped names. A

@@ -254,7 +254,7 @@ func (x *expectFile) compare(d access.Decision) []Difference {
 	if want := x.Session.max(); x.Session != nil && want != o.SessionMax {
 		differs("session", want, o.SessionMax)
 	}
-	if want := sortedColumns(x.WriteMasked); x.WriteMasked != nil && !slices.Equal(want, o.WriteMasked) {
+	if want := sorted(x.WriteMasked); x.WriteMasked != nil && !slices.Equal(want, o.WriteMasked) {
 		differs("write_masked", asJSON(want), asJSON(o.WriteMasked))
 	}
 	terms := o.Approval
@@ -271,7 +271,7 @@ func (x *expectFile) compare(d access.Decision) []Difference {
 }
 
 func equalMasks(a, b access.Mask) bool {
-	return a.Column == b.Column && a.JSON == b.JSON && a.With == b.With && slices.Equal(a.Detect, b.Detect)
+	return a.Column == b.Column && a.JSON == b.JSON && a.With == b.With && slices.Equal(a.Detect, b.Detect) && slices.Equal(a.SecretsExcept, b.SecretsExcept)
 }
 
 func (p principalFile) principal() access.Principal {

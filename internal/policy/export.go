@@ -210,7 +210,7 @@ func expectNode(d access.Decision) *yaml.Node {
 	}
 	masks := &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle} // none is said, too
 	for _, m := range d.Obligations.Masks {
-		masks.Content = append(masks.Content, mappingOf("column", m.Column, "json", m.JSON, "detect", m.Detect, "with", string(m.With)))
+		masks.Content = append(masks.Content, mappingOf("column", m.Column, "json", m.JSON, "detect", m.Detect, "secrets_except", m.SecretsExcept, "with", string(m.With)))
 	}
 	if len(masks.Content) > 0 {
 		masks.Style = 0

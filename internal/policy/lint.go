@@ -147,6 +147,8 @@ func (l *linter) masks(r *rule, ways []clause) {
 		case m.JSON != "" && !may(access.HTTP) && !may(access.Kubernetes):
 			l.find(r, LintError, "mask-never", fmt.Sprintf("the mask of JSON field %s belongs to HTTP and Kubernetes, which the rule is not about: the gateway refuses what it lets through", m.JSON),
 				"name the column: {column: schema.table.column}")
+		case len(m.SecretsExcept) > 0 && !may(access.Kubernetes):
+			l.find(r, LintError, "mask-never", "secrets_except is about Kubernetes, and the rule is not", "remove it")
 		}
 	}
 }

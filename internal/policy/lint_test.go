@@ -89,6 +89,8 @@ func TestLint(t *testing.T) {
 		{"a column of http", policy(me, web, "  - {name: a, effect: allow, mask: [{column: a.b.c}, {json: /x}, {detect: [SSN]}]}\n"), nil, "a:mask-never:error"},
 		{"a column where http is read", policy(me, `resource.name == "x"`, "  - {name: a, when: 'http.method == \"GET\"', effect: allow, mask: [{column: a.b.c}]}\n"), nil, "a:mask-never:error"},
 		{"a pointer of a database", policy(me, db, "  - {name: a, effect: allow, mask: [{json: /x}, {column: a.b.c}]}\n"), nil, "a:mask-never:error"},
+		{"Secrets of http", policy(me, web, "  - {name: a, effect: allow, mask: [{secrets_except: [x]}]}\n"), nil, "a:mask-never:error"},
+		{"Secrets of a cluster", policy(me, `resource.kind == "kubernetes"`, "  - {name: a, effect: allow, mask: [{secrets_except: [x]}]}\n"), nil, ""},
 		{"either", policy(me, `resource.name == "x"`, "  - {name: a, effect: allow, mask: [{json: /x}, {column: a.b.c}]}\n"), nil, ""},
 		{"any resource", policy(me, "true", "  - {name: a, when: sql.read_only, effect: allow}\n  - {name: d, when: sql.ddl, effect: deny}\n"), nil, "a:any-resource:warning"},
 		{"a resource in when", policy(me, "true", "  - {name: a, when: 'resource.name == \"x\"', effect: allow}\n"), nil, ""},

@@ -37,13 +37,13 @@ func writeMasked(approvals, allows []*rule) (columns []string) {
 			columns = append(columns, r.writeMasked...)
 		}
 	}
-	return sortedColumns(columns)
+	return sorted(columns)
 }
 
-func sortedColumns(columns []string) []string {
-	columns = slices.Clone(columns)
-	slices.Sort(columns)
-	return slices.Compact(columns)
+func sorted(names []string) []string {
+	names = slices.Clone(names)
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // maxJoined bounds how many combinations of rules a scope remembers.
@@ -155,14 +155,21 @@ func smaller[T ~int64](a, b T) T {
 
 // mergeMasks joins masks: one for each column and JSON pointer, and at most one
 // for the detectors that redact and one for those that leave a part. Where the
-// same thing is masked twice, redact wins. The order is fixed.
+// same thing is masked twice, redact wins; of Secrets are excepted those that all
+// who except any do. The order is fixed.
 func mergeMasks(masks []access.Mask) []access.Mask {
 	if len(masks) == 0 {
 		return nil
 	}
 	columns, pointers, detected := map[string]access.MaskWith{}, map[string]access.MaskWith{}, map[string]access.MaskWith{}
+	var excepted []string
+	said := false
 	for _, m := range masks {
 		switch {
+		case len(m.SecretsExcept) > 0 && said:
+			excepted = slices.DeleteFunc(excepted, func(t string) bool { return !slices.Contains(m.SecretsExcept, t) })
+		case len(m.SecretsExcept) > 0:
+			excepted, said = sorted(m.SecretsExcept), true
 		case m.Column != "":
 			stricter(columns, m.Column, m.With)
 		case m.JSON != "":
@@ -190,21 +197,27 @@ func mergeMasks(masks []access.Mask) []access.Mask {
 			merged = append(merged, access.Mask{Detect: names, With: with})
 		}
 	}
+	if len(excepted) > 0 {
+		merged = append(merged, access.Mask{SecretsExcept: excepted})
+	}
 	slices.SortStableFunc(merged, func(a, b access.Mask) int {
 		return cmp.Or(cmp.Compare(maskOrder(a), maskOrder(b)), cmp.Compare(a.Column, b.Column), cmp.Compare(a.JSON, b.JSON))
 	})
 	return slices.Clip(merged) // an append by whoever gets it copies
 }
 
-// maskOrder puts columns first, then JSON fields, then detectors.
+// maskOrder puts columns first, then JSON fields, then detectors, then what is
+// excepted.
 func maskOrder(m access.Mask) int {
 	switch {
 	case m.Column != "":
 		return 0
 	case m.JSON != "":
 		return 1
+	case len(m.Detect) > 0:
+		return 2
 	}
-	return 2
+	return 3
 }
 
 func stricter(of map[string]access.MaskWith, name string, with access.MaskWith) {

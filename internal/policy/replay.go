@@ -277,7 +277,7 @@ func masksBut(a, b []access.Mask) []access.Mask {
 }
 
 func describeMask(m access.Mask) string {
-	what := cmp.Or(m.Column, m.JSON, strings.Join(m.Detect, ", "))
+	what := m.What()
 	if m.With == access.Partial {
 		what += " (all but the end)"
 	}

@@ -107,11 +107,13 @@ func maskSchema() map[string]any {
 	describe("column", "schema.table.column", map[string]any{"pattern": `^[^.\s]+\.[^.\s]+\.[^.\s]+$`})
 	describe("json", "JSON pointer; * stands for any one name or index", map[string]any{"pattern": "^/"})
 	describe("detect", "kinds of value to look for", map[string]any{"items": map[string]any{"enum": detectors()}})
+	describe("secrets_except", "types of Secrets whose values are not masked; one of these that the object itself has", map[string]any{"minItems": 1, "items": map[string]any{"type": "string", "pattern": secretType.String()}})
 	describe("with", "redact leaves nothing, partial the last four characters", map[string]any{"enum": []string{string(access.Redact), string(access.Partial)}})
 	schema["oneOf"] = []any{
 		map[string]any{"required": []string{"column"}},
 		map[string]any{"required": []string{"json"}},
 		map[string]any{"required": []string{"detect"}},
+		map[string]any{"required": []string{"secrets_except"}, "properties": map[string]any{"with": false}},
 	}
 	return schema
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -130,8 +131,15 @@ func (v *validator) rule(r *ruleFile, path string) {
 	if len(r.Mask) > maxMasks {
 		v.fault(path+".mask", "there are %d masks; the limit is %d in one rule", len(r.Mask), maxMasks)
 	}
+	excepts := 0
 	for i := range r.Mask {
 		v.mask(&r.Mask[i], fmt.Sprintf("%s.mask[%d]", path, i))
+		if len(r.Mask[i].SecretsExcept) > 0 {
+			excepts++
+		}
+	}
+	if excepts > 1 {
+		v.fault(path+".mask", "secrets_except stands there %d times: name all types in one", excepts)
 	}
 	if r.Limits != nil {
 		if effect == access.Deny {
@@ -207,13 +215,13 @@ func (v *validator) amounts(path string, counts map[string]*int64, t *time.Durat
 
 func (v *validator) mask(m *access.Mask, path string) {
 	given := 0
-	for _, set := range []bool{m.Column != "", m.JSON != "", len(m.Detect) > 0} {
+	for _, set := range []bool{m.Column != "", m.JSON != "", len(m.Detect) > 0, len(m.SecretsExcept) > 0} {
 		if set {
 			given++
 		}
 	}
 	if given != 1 {
-		v.fault(path, "a mask needs exactly one of column, json and detect")
+		v.fault(path, "a mask needs exactly one of column, json, detect and secrets_except")
 	}
 	switch m.With {
 	case "", access.Redact, access.Partial:
@@ -231,7 +239,18 @@ func (v *validator) mask(m *access.Mask, path string) {
 			v.fault(fmt.Sprintf("%s.detect[%d]", path, i), "there is no detector %q; known here: %s", d, strings.Join(detectors(), ", "))
 		}
 	}
+	if len(m.SecretsExcept) > 0 && m.With != "" {
+		v.fault(path+".with", "secrets_except shows values whole, or not at all")
+	}
+	for i, t := range m.SecretsExcept {
+		if !secretType.MatchString(t) {
+			v.fault(fmt.Sprintf("%s.secrets_except[%d]", path, i), "must be one type of Secrets, such as helm.sh/release.v1, not %q", t)
+		}
+	}
 }
+
+// secretType are the names that a type of Secrets may have here.
+var secretType = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9./_-]{0,251}[A-Za-z0-9])?$`)
 
 func (v *validator) column(name, path string) {
 	parts := strings.Split(name, ".")

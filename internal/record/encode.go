@@ -239,6 +239,7 @@ func (e *encoder) obligations(o *access.Obligations) {
 			e.optText("column", o.Masks[i].Column)
 			e.optText("json", o.Masks[i].JSON)
 			e.optTexts("detect", o.Masks[i].Detect)
+			e.optTexts("secrets_except", o.Masks[i].SecretsExcept)
 			e.optText("with", string(o.Masks[i].With))
 			e.close()
 		}

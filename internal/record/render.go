@@ -231,7 +231,7 @@ func (r *renderer) decided(d *access.Decided) {
 		if with == "" {
 			with = access.Redact
 		}
-		r.line("    mask %s: %s", m.Column+m.JSON+strings.Join(m.Detect, ", "), string(with))
+		r.line("    mask %s: %s", m.What(), string(with))
 	}
 }
 
