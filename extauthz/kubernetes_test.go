@@ -90,7 +90,7 @@ func TestKubernetesAllow(t *testing.T) {
 		t.Errorf("removed: %v", ok.GetHeadersToRemove())
 	}
 	metadata, _ := resp.GetDynamicMetadata().AsMap()[MetadataKey].(map[string]any)
-	if metadata["kubernetes"] != `{"objects":true,"secrets":true,"lines":true}` {
+	if metadata["kubernetes"] != `{"objects":true,"secrets":true,"lines":true,"quiet":true}` {
 		t.Errorf("told the processor %v", metadata)
 	}
 }

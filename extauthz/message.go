@@ -62,8 +62,10 @@ func read(in *authv3.CheckRequest) (message, *fault) {
 		f.cause = "no raw headers in the check request: encode_raw_headers is off"
 		return m, f
 	}
-	if len(m.body) == 0 {
-		m.body = []byte(h.GetBody())
+	if h.GetBody() != "" {
+		f := unavailable("the gateway is not set up to read requests")
+		f.cause = "a body as text, in which Envoy has replaced what is not UTF-8: pack_as_bytes is off"
+		return m, f
 	}
 	for _, v := range h.GetHeaderMap().GetHeaders() {
 		value := v.GetRawValue()

@@ -333,3 +333,18 @@ func TestHeaderValue(t *testing.T) {
 		}
 	}
 }
+
+// TestBodyAsText: Envoy replaces what is not UTF-8 in a body that it sends as
+// text, so that another one would be judged than the target gets.
+func TestBodyAsText(t *testing.T) {
+	t.Parallel()
+	in := question(nil, "")
+	in.Attributes.Request.Http.Body = "a!b"
+	if _, f := read(in); f == nil || f.Reason != access.Unavailable || !strings.Contains(f.cause, "pack_as_bytes") {
+		t.Errorf("read as %v", f)
+	}
+	in = question(nil, "a\xffb")
+	if m, f := read(in); f != nil || string(m.body) != "a\xffb" {
+		t.Errorf("as bytes it is %q, %v", m.body, f)
+	}
+}

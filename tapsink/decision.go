@@ -77,6 +77,9 @@ func readDecision(metadata *corev3.Metadata, namespace string) (decision, error)
 	return d, nil
 }
 
+// quiet reports whether nothing may come for long, and nothing be wrong.
+func (d decision) quiet() bool { return d.kubernetes != nil && d.kubernetes.Quiet }
+
 // masksOf are the masks of an answer of that status, and a text that tells them
 // from others.
 func (d decision) masksOf(status int) (key string, compile func() (*mask.Masker, error)) {

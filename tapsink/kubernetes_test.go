@@ -1,8 +1,11 @@
 package tapsink_test
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/tapsink"
@@ -11,7 +14,12 @@ import (
 // cluster begins the answer of an API server, which the authorizer described.
 func cluster(t *testing.T, m *memory, obligations access.Obligations, answer string) *stream {
 	t.Helper()
-	path, _ := serve(t, tapsink.Config{Recorder: m})
+	return answering(t, tapsink.Config{Recorder: m}, obligations, answer)
+}
+
+func answering(t *testing.T, cfg tapsink.Config, obligations access.Obligations, answer string) *stream {
+	t.Helper()
+	path, _ := serve(t, cfg)
 	s := open(t, path, obligations)
 	fields := s.metadata.GetFilterMetadata()[tapsink.DefaultNamespace].AsMap()[tapsink.MetadataKey].(map[string]any)
 	fields["kubernetes"] = answer
@@ -36,6 +44,36 @@ func TestKubernetesWatch(t *testing.T) {
 	s.end()
 	if events := m.wait(t, hasEnded); strings.Contains(show(events), "aHVudGVyMg") || endOf(events).Masked != 3 {
 		t.Errorf("recorded %s", show(events))
+	}
+}
+
+// TestKubernetesQuiet: a watch in which nothing happens lasts as long as its
+// session, and ends with it. The control is another answer, which is cut.
+func TestKubernetesQuiet(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	session, end := context.WithCancelCause(t.Context())
+	cfg := tapsink.Config{Recorder: m, Idle: 100 * time.Millisecond, Watch: func(string) (context.Context, func()) { return session, func() {} }}
+	watch, list := answering(t, cfg, access.Obligations{}, `{"objects":true,"lines":true,"quiet":true}`), answering(t, cfg, access.Obligations{}, `{"objects":true}`)
+	watch.json()
+	list.json()
+	if out, err := list.Recv(); err == nil {
+		t.Errorf("a list without a byte goes on: %v", out)
+	}
+	for range 3 { // as long again
+		other := answering(t, cfg, access.Obligations{}, `{"objects":true}`)
+		other.json()
+		if out, err := other.Recv(); err == nil {
+			t.Errorf("a list without a byte goes on: %v", out)
+		}
+	}
+	const event = `{"type":"ADDED","object":{}}` + "\n"
+	if got := watch.body(false, event); got != event {
+		t.Errorf("after a while the watch says %q", got)
+	}
+	end(errors.New("killed"))
+	if out, err := watch.Recv(); err == nil {
+		t.Errorf("after its session the watch says %v", out)
 	}
 }
 

@@ -51,7 +51,8 @@ type Config struct {
 	// rest only the length is. 0 means DefaultRecordBytes.
 	RecordBytes int64
 	// Idle ends a response in which nothing happened for this long; 0 means
-	// DefaultIdle.
+	// DefaultIdle. A watch of Kubernetes, or a log that is followed, ends with
+	// its session only.
 	Idle time.Duration
 	// MaxStreams is how many responses may be under way; more are refused. 0
 	// means DefaultMaxStreams.
@@ -190,7 +191,11 @@ func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, r *resp
 		// Only what was sent counts: a response whose last answer did not
 		// reach Envoy is not over, and OK would let its last piece through.
 		r.answered = r.phase == ended || r.phase == refused
-		idle.Reset(s.cfg.Idle)
+		if r.decision.quiet() && r.watched { // its session ends it
+			idle.Stop()
+		} else {
+			idle.Reset(s.cfg.Idle)
+		}
 	}
 }
 

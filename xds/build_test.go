@@ -289,6 +289,9 @@ func TestNothingFailsOpen(t *testing.T) {
 			if check.GetCheckSettings().GetWithRequestBody().GetAllowPartialMessage() {
 				t.Errorf("%s lets the authorizer judge half a body", r.GetName())
 			}
+			if check.GetCheckSettings().GetDisableRequestBodyBuffering() == (check.GetCheckSettings().GetWithRequestBody() != nil) {
+				t.Errorf("%s does not say whether the body is read", r.GetName())
+			}
 			if !slices.Contains(r.GetRequestHeadersToRemove(), "authorization") || !slices.Contains(r.GetRequestHeadersToRemove(), "x-forwarded-client-cert") || r.GetRoute().GetRetryPolicy() != nil {
 				t.Errorf("%s passes tokens on, or repeats requests", r.GetName())
 			}
@@ -306,7 +309,7 @@ func TestNothingFailsOpen(t *testing.T) {
 			t.Errorf("%s leads to %s", r.GetName(), cluster)
 		}
 	}
-	if toTargets != 10 {
+	if toTargets != 12 {
 		t.Errorf("%d routes to targets", toTargets)
 	}
 	var hcm hcmv3.HttpConnectionManager
@@ -327,7 +330,7 @@ func TestNothingFailsOpen(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if authz.GetFailureModeAllow() || authz.GetShadowMode() || authz.GetFilterEnabled() != nil || !authz.GetEncodeRawHeaders() || filters[0].GetIsOptional() {
+	if authz.GetFailureModeAllow() || authz.GetShadowMode() || authz.GetFilterEnabled() != nil || !authz.GetEncodeRawHeaders() || !authz.GetWithRequestBody().GetPackAsBytes() || authz.GetWithRequestBody().GetAllowPartialMessage() || filters[0].GetIsOptional() {
 		t.Error("the decision can be skipped")
 	}
 	if proc.GetFailureModeAllow() || proc.GetAllowModeOverride() || proc.GetObservabilityMode() || filters[2].GetIsOptional() ||

@@ -76,8 +76,12 @@ func httpFilters(hold time.Duration) []*hcmv3.HttpFilter {
 			FailureModeAllow:    false,
 			StatusOnError:       &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 			EncodeRawHeaders:    true, // else duplicates are joined and bytes replaced
-			ValidateMutations:   true,
-			StatPrefix:          "chaperone",
+			// Which bodies are read, and how much of them, routes say; that
+			// they come as bytes, and not with ! for whatever is not UTF-8,
+			// Envoy takes from here alone.
+			WithRequestBody:   &extauthzv3.BufferSettings{MaxRequestBytes: MaxBody, PackAsBytes: true},
+			ValidateMutations: true,
+			StatPrefix:        "chaperone",
 		}),
 		ticketFilter(),
 		httpFilter(extProcFilter, exceptLocalReplies(processing())),

@@ -42,8 +42,8 @@ func routes(c Config) *routev3.RouteConfiguration {
 		prefix := "/http/" + r.Name
 		if r.Kubernetes {
 			prefix = "/k8s/" + r.Name
-			rs = append(rs, r.upgradeRoute(prefix))
 			r.ReadBody = true
+			rs = append(rs, r.upgradeRoute(prefix), r.quietRoute(prefix, "watch"), r.quietRoute(prefix, "follow"))
 		}
 		rs = append(rs,
 			r.route(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: prefix + "/"}}, prefix),
@@ -87,8 +87,9 @@ func (r HTTPResource) route(match *routev3.RouteMatch, prefix string) *routev3.R
 	}
 	if r.ReadBody {
 		check.ContextExtensions[contextBody] = "whole"
-		check.WithRequestBody = &extauthzv3.BufferSettings{MaxRequestBytes: r.maxBody(), PackAsBytes: true}
+		check.WithRequestBody = &extauthzv3.BufferSettings{MaxRequestBytes: r.maxBody()}
 	}
+	check.DisableRequestBodyBuffering = !r.ReadBody
 	return &routev3.Route{
 		Name:  resourceCluster(r.Name),
 		Match: match,
@@ -147,11 +148,21 @@ func connect() *routev3.Route {
 		}},
 		TypedPerFilterConfig: map[string]*anypb.Any{
 			extAuthzFilter: pack(&extauthzv3.ExtAuthzPerRoute{Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{
-				CheckSettings: &extauthzv3.CheckSettings{ContextExtensions: map[string]string{contextKind: sshKind}}}}),
+				CheckSettings: &extauthzv3.CheckSettings{DisableRequestBodyBuffering: true, ContextExtensions: map[string]string{contextKind: sshKind}}}}),
 			setFilterStateFilter: pack(&routev3.FilterConfig{Config: pack(&setstatev3.Config{})}),
 			extProcFilter:        noProcessing(), // bytes of SSH: the session service reads them
 		},
 	}
+}
+
+// quietRoute is for watches and logs that are followed, which their query
+// parameter tells: nothing may come for as long as the session lasts.
+func (r HTTPResource) quietRoute(prefix, parameter string) *routev3.Route {
+	route := r.route(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: prefix + "/"},
+		QueryParameters: []*routev3.QueryParameterMatcher{{Name: parameter,
+			QueryParameterMatchSpecifier: &routev3.QueryParameterMatcher_PresentMatch{PresentMatch: true}}}}, prefix)
+	route.GetRoute().IdleTimeout = seconds(idleSession)
+	return route
 }
 
 // api leads to chaperone's own API, token service, documents or web console,
@@ -180,10 +191,13 @@ const clientHeader = "x-chaperone-client"
 // asked first, and refuses: whoever has no token learns nothing of which
 // resources there are.
 func unknownResource(prefix, kind string) *routev3.Route {
-	filters := map[string]*anypb.Any{extProcFilter: noProcessing()}
+	check := &extauthzv3.CheckSettings{DisableRequestBodyBuffering: true}
 	if kind != "" {
-		filters[extAuthzFilter] = pack(&extauthzv3.ExtAuthzPerRoute{Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{
-			CheckSettings: &extauthzv3.CheckSettings{ContextExtensions: map[string]string{contextKind: kind}}}})
+		check.ContextExtensions = map[string]string{contextKind: kind}
+	}
+	filters := map[string]*anypb.Any{
+		extAuthzFilter: pack(&extauthzv3.ExtAuthzPerRoute{Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{CheckSettings: check}}),
+		extProcFilter:  noProcessing(),
 	}
 	return &routev3.Route{
 		Name:                 "unknown-resource",

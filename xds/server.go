@@ -30,12 +30,12 @@ const KeepaliveInterval = 5 * time.Second
 // this package: it must bear the keepalive pings, which grpc-go otherwise
 // punishes by closing the connection, must not bound concurrent streams below
 // the number of requests held and responses open, and must take a Check with a
-// body of MaxBody.
+// body of MaxKubernetesBody.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: KeepaliveInterval / 2, PermitWithoutStream: true}),
 		grpc.MaxConcurrentStreams(manyRequests),
-		grpc.MaxRecvMsgSize(2*MaxBody + 4*maxHeadersKB<<10),
+		grpc.MaxRecvMsgSize(MaxKubernetesBody + 1<<20 + 4*maxHeadersKB<<10),
 	}
 }
 
