@@ -10,7 +10,6 @@ FUZZTIME ?= 1000x
 STATEMENTS ?= 100000
 MASKED ?= 40000
 SEED ?= 1
-MINUTES ?= 30
 CORPUS ?= select|join|subselect|union|with|window|regress/json|documentation
 export PATH := $(TOOLS)/bin:$(PATH)
 # Everything but the end-to-end tests, which run the whole product.
@@ -31,7 +30,7 @@ demo: build ## run the main job on this machine; ONCE=1 exits after the story, D
 	bin/chaperone demo $(if $(ONCE),--once) $(if $(DIR),--dir $(DIR)) $(if $(HTTPS_PORT),--https-port $(HTTPS_PORT)) $(if $(POSTGRES_PORT),--postgres-port $(POSTGRES_PORT))
 
 tools: ## install the real servers and checkers that the tests use
-	@tools/install envoy postgres postgres-tls dex keycloak redis openssh python suites jaeger kubernetes browser staticcheck govulncheck
+	@tools/install envoy postgres postgres-tls dex keycloak redis openssh python suites jaeger kubernetes kubectl helm browser staticcheck govulncheck
 
 test: tools build vet lint race e2e docs differential fuzz vuln ## run everything
 	@echo "make test: all parts passed"
@@ -78,9 +77,6 @@ vuln: tools ## known vulnerabilities, where their database can be reached
 	@if out=$$(govulncheck ./... 2>&1); then echo "$$out" | tail -3; \
 	elif echo "$$out" | grep -qE 'dial tcp|no such host|403 Forbidden|connection refused|fetching vulnerabilities'; then echo "vuln: the database cannot be reached from here; nothing was checked"; \
 	else echo "$$out"; exit 1; fi
-
-soak: tools ## MINUTES=30 of mixed PostgreSQL load with kills, with the race detector: nothing leaks, no answer goes astray
-	go test -race -count=1 -v -run '^TestSoak$$' -timeout $$(( $(MINUTES) + 10 ))m ./internal/session/postgres -soak $(MINUTES)m
 
 bench: tools build ## CPU per request and per transaction beside Envoy alone, as CSV and table
 	@tools/install pgbouncer

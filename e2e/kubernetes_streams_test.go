@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -27,7 +28,7 @@ import (
 )
 
 // runningPod makes a namespace with the pod web, which runs on a node of ours.
-func runningPod(t *testing.T, direct kubectl, namespace string) {
+func runningPod(t *testing.T, direct kubectl, namespace string) *node {
 	t.Helper()
 	n := startNode(t)
 	direct.must(t, fmt.Sprintf(`
@@ -47,6 +48,7 @@ spec: {nodeName: %[1]s, containers: [{name: web, image: "web:1"}]}
 	direct.must(t, "", "patch", "node", namespace, "--subresource=status", "-p", fmt.Sprintf(
 		`{"status":{"addresses":[{"type":"InternalIP","address":"127.0.0.1"}],"daemonEndpoints":{"kubeletEndpoint":{"Port":%d}}}}`, n.port()))
 	direct.must(t, "", "-n", namespace, "patch", "pod", "web", "--subresource=status", "-p", `{"status":{"phase":"Running","containerStatuses":[{"name":"web","image":"web:1","imageID":"","ready":true,"restartCount":0,"state":{"running":{}}}]}}`)
+	return n
 }
 
 // bySPDY makes kubectl stream as older ones do.
@@ -81,35 +83,35 @@ func TestKubectlStreams(t *testing.T) {
 		if got := k.must(t, "", "-n", "streams", "exec", "web", "--", "echo", "card", maskedCard); got != "card ***\n" {
 			t.Errorf("%s: masked output is %q", protocol, got)
 		}
-		forwards(t, k)
+		forwards(t, k, "streams")
 	}
-	copies(t, through)
+	copies(t, through, "streams")
 	if got := direct.must(t, "", "-n", "streams", "exec", "web", "--", "echo", "card", maskedCard); !strings.Contains(got, maskedCard) {
 		t.Errorf("there is nothing to mask: %q", got)
 	}
 }
 
 // copies sends a binary file to the pod and back.
-func copies(t *testing.T, k kubectl) {
+func copies(t *testing.T, k kubectl, namespace string) {
 	t.Helper()
 	dir, content := t.TempDir(), bytes.Repeat([]byte("\x00\xffbinary"), 50_000)
 	from, to, remote := filepath.Join(dir, "from"), filepath.Join(dir, "to"), filepath.Join(dir, "remote")
 	if err := os.WriteFile(from, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	k.must(t, "", "cp", from, "streams/web:"+remote)
-	k.must(t, "", "cp", "streams/web:"+remote, to)
+	k.must(t, "", "cp", from, namespace+"/web:"+remote)
+	k.must(t, "", "cp", namespace+"/web:"+remote, to)
 	if got, err := os.ReadFile(to); err != nil || !bytes.Equal(got, content) {
 		t.Errorf("%d bytes of %d come back: %v", len(got), len(content), err)
 	}
 }
 
 // forwards reaches a server of ours through a forwarded port.
-func forwards(t *testing.T, k kubectl) {
+func forwards(t *testing.T, k kubectl, namespace string) {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "behind the port") }))
 	t.Cleanup(server.Close)
-	cmd, out := k.start(t, "-n", "streams", "port-forward", "web", fmt.Sprintf(":%d", server.Listener.Addr().(*net.TCPAddr).Port))
+	cmd, out := k.start(t, "-n", namespace, "port-forward", "web", fmt.Sprintf(":%d", server.Listener.Addr().(*net.TCPAddr).Port))
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 	line, err := bufio.NewReader(out).ReadString('\n')
 	at := regexp.MustCompile(`127\.0\.0\.1:[0-9]+`).FindString(line)
@@ -133,7 +135,7 @@ func forwards(t *testing.T, k kubectl) {
 // start starts kubectl; what it prints on stdout can be read.
 func (k kubectl) start(t *testing.T, args ...string) (*exec.Cmd, io.Reader) {
 	t.Helper()
-	path, err := localserver.Tool("kubectl")
+	path, err := localserver.Tool(cmp.Or(k.tool, "kubectl"))
 	if err != nil {
 		t.Fatal(err)
 	}

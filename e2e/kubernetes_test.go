@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 // needs it.
 var prepared struct {
 	cluster *localserver.Kubernetes
+	liar    *liar
 	dir     string
 	once    sync.Once
 	err     error
@@ -31,7 +33,7 @@ var prepared struct {
 const clusterPolicy = `
 policy: e2e-cluster
 principal: '"platform" in principal.groups'
-resource: 'resource.name == "cluster"'
+resource: 'resource.name in ["cluster", "liar"]'
 rules:
   - name: read
     when: 'k8s.read_only'
@@ -41,8 +43,12 @@ rules:
     when: 'k8s.resource == "pods" && k8s.subresource == ""'
     effect: allow
     mask: [{json: /spec/containers/*/env/*/value}]
+  - name: releases
+    when: 'k8s.resource == "secrets" && k8s.namespace == "helm"'
+    effect: allow
+    mask: [{secrets_except: [helm.sh/release.v1]}]
   - name: write
-    when: '!k8s.read_only && k8s.namespace != "" && k8s.group in ["", "apps"] && size(k8s.powers) == 0'
+    when: '!k8s.read_only && k8s.namespace != "" && k8s.group in ["", "apps", "coordination.k8s.io"] && size(k8s.powers) == 0'
     effect: allow
   - name: no-privileged-pods
     when: 'k8s.verb in ["create", "patch"] && k8s.resource == "pods" && k8s.subresource == "" && (k8s.object.privileged || size(k8s.object.host_paths) > 0)'
@@ -92,6 +98,9 @@ func prepareCluster() (err error) {
 	if prepared.cluster, err = localserver.PrepareKubernetes(prepared.dir); err != nil {
 		return err
 	}
+	if prepared.liar, err = startLiar(prepared.dir); err != nil {
+		return err
+	}
 	return os.WriteFile(filepath.Join(prepared.dir, "gateway-token"), []byte(prepared.cluster.Gateway), 0o600)
 }
 
@@ -99,6 +108,9 @@ func prepareCluster() (err error) {
 func forgetCluster() {
 	if prepared.cluster != nil {
 		prepared.cluster.Close()
+	}
+	if prepared.liar != nil {
+		prepared.liar.server.Close()
 	}
 	os.RemoveAll(prepared.dir)
 }
@@ -110,7 +122,11 @@ func withCluster(text string) string {
     kind: kubernetes
     address: %[1]s
     kubernetes: {ca: {file: %[2]s/server.crt}, credential: {token: {file: %[2]s/gateway-token}}, impersonate: {groups: [platform]}}
-policies:`, prepared.cluster.URL, prepared.dir), 1)
+  - name: liar
+    kind: kubernetes
+    address: %[3]s
+    kubernetes: {ca: {file: %[2]s/liar.crt}, credential: {token: {file: %[2]s/gateway-token}}}
+policies:`, prepared.cluster.URL, prepared.dir, prepared.liar.server.URL), 1)
 }
 
 // asAdmin is what the tests need beside what the page for operators has: whom
@@ -123,6 +139,10 @@ metadata: {name: shop}
 apiVersion: v1
 kind: Namespace
 metadata: {name: compat}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: helm}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -151,10 +171,11 @@ func account() (string, error) {
 type kubectl struct {
 	config, home string
 	env          []string
+	tool         string // "" is kubectl
 }
 
 func (k kubectl) run(ctx context.Context, stdin string, args ...string) (string, error) {
-	pinned := filepath.Join(localserver.ToolsDir(), "bin", "kubectl")
+	pinned := filepath.Join(localserver.ToolsDir(), "bin", cmp.Or(k.tool, "kubectl"))
 	cmd := exec.CommandContext(ctx, pinned, append([]string{"--kubeconfig", k.config, "--cache-dir", k.home}, args...)...)
 	cmd.Env = append(append(os.Environ(), "HOME="+k.home), k.env...)
 	cmd.Stdin = strings.NewReader(stdin)

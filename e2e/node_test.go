@@ -19,13 +19,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A node is what a kubelet is to an API server for exec, attach and
-// port-forward: the commands run here, and the ports are those of this machine.
-type node struct{ server *httptest.Server }
+// A node is what a kubelet is to an API server for exec, attach,
+// port-forward and logs: the commands run here, and the ports are those of this machine.
+type node struct {
+	server *httptest.Server
+	log    chan string // what containers print, as it is followed; closed: they end
+}
 
 func startNode(t *testing.T) *node {
 	t.Helper()
-	n := &node{}
+	n := &node{log: make(chan string)}
 	n.server = httptest.NewTLSServer(n)
 	t.Cleanup(n.server.Close)
 	return n
@@ -36,6 +39,10 @@ func (n *node) port() int { return n.server.Listener.Addr().(*net.TCPAddr).Port 
 // ServeHTTP takes the connection that the API server makes for a client.
 func (n *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	what, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	if what == "containerLogs" {
+		n.logs(w, r)
+		return
+	}
 	w.Header().Set("Connection", "Upgrade")
 	w.Header().Set("Upgrade", "SPDY/3.1")
 	w.Header().Set("X-Stream-Protocol-Version", map[string]string{"portForward": "portforward.k8s.io"}[what])
@@ -88,6 +95,26 @@ func (n *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = s.Reset()
 	}
 	_ = conn.Close()
+}
+
+// logs shows what a container has printed, and what it goes on to print.
+func (n *node) logs(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/plain")
+	_, _ = io.WriteString(w, "began with card "+maskedCard+"\n")
+	for r.URL.Query().Get("follow") == "true" {
+		if http.NewResponseController(w).Flush() != nil {
+			return
+		}
+		select {
+		case line, more := <-n.log:
+			if !more {
+				return
+			}
+			_, _ = io.WriteString(w, line)
+		case <-r.Context().Done():
+			return
+		}
+	}
 }
 
 type early struct {

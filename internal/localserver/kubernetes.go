@@ -1,6 +1,7 @@
 package localserver
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -8,15 +9,18 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -32,6 +36,7 @@ type Kubernetes struct {
 	Audit   string // file of the audit log: metadata of every request
 	dir     string
 	port    int
+	store   string // URL of etcd
 	etcd    *process
 	api     *process
 }
@@ -94,6 +99,7 @@ func (k *Kubernetes) Start(ctx context.Context) error {
 		return err
 	}
 	clients, peers := "http://"+loopback(client), "http://"+loopback(peer)
+	k.store = clients
 	k.etcd, err = start(exec.Command(etcd, "--data-dir", k.path("etcd"), "--unsafe-no-fsync", "--log-level", "error",
 		"--listen-client-urls", clients, "--advertise-client-urls", clients, "--listen-peer-urls", peers,
 		"--initial-advertise-peer-urls", peers, "--initial-cluster", "default="+peers), k.path("etcd.log"))
@@ -117,6 +123,51 @@ func (k *Kubernetes) Start(ctx context.Context) error {
 		k.Close()
 	}
 	return err
+}
+
+// A Seed is an object as the API server stores it: Key is behind /registry/, for
+// example secrets/shop/db, Object JSON with a uid.
+type Seed struct{ Key, Object string }
+
+// seedTogether is how many objects etcd takes in one transaction.
+const seedTogether = 100
+
+// Seed stores objects behind the back of the API server, which would take many
+// of them one by one and slowly, and reads them like its own. There is one at least.
+func (k *Kubernetes) Seed(ctx context.Context, seeds []Seed) error {
+	type put struct {
+		Put struct {
+			Key   []byte `json:"key"`
+			Value []byte `json:"value"`
+		} `json:"requestPut"`
+	}
+	// What one transaction wrote has one version, so whoever asks the API server
+	// for it may get a part: the last object has a version of its own.
+	batches := slices.Collect(slices.Chunk(seeds[:len(seeds)-1], seedTogether))
+	for _, batch := range append(batches, seeds[len(seeds)-1:]) {
+		puts := make([]put, len(batch))
+		for i, s := range batch {
+			puts[i].Put.Key, puts[i].Put.Value = []byte("/registry/"+s.Key), []byte(s.Object)
+		}
+		body, err := json.Marshal(map[string]any{"success": puts})
+		if err != nil {
+			return fmt.Errorf("kubernetes: seed: %w", err)
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, k.store+"/v3/kv/txn", bytes.NewReader(body))
+		if err != nil {
+			return fmt.Errorf("kubernetes: seed: %w", err)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return fmt.Errorf("kubernetes: seed: %w", err)
+		}
+		said, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+		res.Body.Close()
+		if err != nil || res.StatusCode != http.StatusOK {
+			return fmt.Errorf("kubernetes: seed: %s: %.300s: %w", res.Status, said, err)
+		}
+	}
+	return nil
 }
 
 // Client trusts the API server.

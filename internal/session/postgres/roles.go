@@ -83,16 +83,11 @@ func (s *sessionRoles) make(ctx context.Context, r Resource) (*login, error) {
 		return nil, err
 	}
 	name := rolePrefix + s.replica + "_" + strings.ToLower(rand.Text()[:20])
-	tried := false
 	err = s.with(ctx, r, func(ctx context.Context, m *roleMaker) error {
 		s.sweep(ctx, m, r)
-		tried = true
 		return m.create(ctx, name, verifier, r.Profile)
 	})
 	if err != nil {
-		if tried { // the server may have made it, and been cut off before it said so
-			s.drop(r, name)
-		}
 		return nil, err
 	}
 	return &login{user: name, password: access.NewSecret(password), auth: "scram-sha-256", end: func() { s.drop(r, name) }}, nil

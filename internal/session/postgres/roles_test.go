@@ -1,18 +1,14 @@
 package postgres
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"chaperone.dev/chaperone/internal/access"
 )
@@ -414,87 +410,4 @@ func (v workflowVerifier) Verify(ctx context.Context, token access.Secret) (acce
 	p, err := v.verifier.Verify(ctx, token)
 	p.Workflow = "nightly"
 	return p, err
-}
-
-// cuttingCommit stands before a server and cuts the connections that make roles
-// off right behind a COMMIT, for as long as cut is true.
-func cuttingCommit(t *testing.T, addr string, cut *atomic.Bool) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer client.Close()
-				server, err := net.Dial("tcp", addr)
-				if err != nil {
-					return
-				}
-				defer server.Close()
-				committed := &atomic.Bool{}
-				go func() {
-					defer server.Close()
-					b := make([]byte, 64<<10)
-					for {
-						n, err := client.Read(b)
-						if cut.Load() && bytes.Contains(b[:n], []byte("commit")) {
-							committed.Store(true)
-						}
-						if _, werr := server.Write(b[:n]); err != nil || werr != nil {
-							return
-						}
-					}
-				}()
-				b := make([]byte, 64<<10)
-				for {
-					n, err := server.Read(b)
-					if err != nil || committed.Load() {
-						return // with the answer, which nobody gets
-					}
-					client.Write(b[:n])
-				}
-			}()
-		}
-	}()
-	return l.Addr().String()
-}
-
-// TestSessionRoleCutOff: a role that the server made, and could not say so, is
-// not left behind. Control: the server did make it. Twin: the next one.
-func TestSessionRoleCutOff(t *testing.T) {
-	t.Parallel()
-	p := profile(t, "18", "cut")
-	var cut atomic.Bool
-	cut.Store(true)
-	addr := cuttingCommit(t, p.pg.Addr, &cut)
-	p.setResource("orders", func(r *Resource) { r.Address = addr })
-	mark := len(p.pg.Log())
-	refused := make(chan error, 1)
-	go func() {
-		_, err := pgconn.Connect(t.Context(), p.dsn(goodToken))
-		refused <- err
-	}()
-	eventually(t, "a role was made", func() bool {
-		_, after, made := strings.Cut(p.pg.Log()[mark:], "CREATE ROLE \"chaperone_")
-		return made && strings.Contains(after, "commit")
-	})
-	cut.Store(false)
-	if err := <-refused; err == nil {
-		t.Log("the second try came through")
-	}
-	eventually(t, "no role is left", func() bool {
-		return p.asked(t, "select count(*)::text from pg_roles r where pg_has_role(r.oid, $1, 'MEMBER') and rolname like 'chaperone\\_%' and not exists (select from pg_stat_activity where usename = rolname)", p.profile) == "0"
-	})
-	conn, err := pgconn.Connect(t.Context(), p.dsn(goodToken))
-	if err != nil {
-		t.Fatalf("twin: %v", err)
-	}
-	conn.Close(t.Context())
 }
