@@ -66,7 +66,7 @@ func localReplies() *hcmv3.LocalReplyConfig {
 		Filter: when(`"content-type" in response.headers`),
 	}}}
 	for _, r := range replies {
-		config.Mappers = append(config.Mappers, r.mapper())
+		config.Mappers = append(config.Mappers, r.kubernetes(), r.mapper())
 	}
 	return config
 }
@@ -92,6 +92,24 @@ func (r reply) mapper() *hcmv3.ResponseMapper {
 		BodyFormatOverride: &corev3.SubstitutionFormatString{
 			Format:      &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: &structpb.Struct{Fields: fields}},
 			ContentType: access.ProblemType,
+		},
+	}
+}
+
+// kubernetes words it for the clients of API servers, once a route to one was
+// found.
+func (r reply) kubernetes() *hcmv3.ResponseMapper {
+	denial := access.Denial{RequestID: envoyRequestID, Reason: r.reason, Message: r.message, Hint: r.hint}
+	status := &structpb.Struct{}
+	if err := status.UnmarshalJSON(denial.KubernetesStatus(r.status)); err != nil { // it is an object
+		panic("xds: " + err.Error())
+	}
+	return &hcmv3.ResponseMapper{
+		Filter:     when(fmt.Sprintf("xds.route_name.startsWith(%q) && (%s)", kubernetesRoute, r.when)),
+		StatusCode: wrapperspb.UInt32(uint32(r.status)),
+		BodyFormatOverride: &corev3.SubstitutionFormatString{
+			Format:      &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: status},
+			ContentType: "application/json",
 		},
 	}
 }

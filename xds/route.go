@@ -91,7 +91,7 @@ func (r HTTPResource) route(match *routev3.RouteMatch, prefix string) *routev3.R
 	}
 	check.DisableRequestBodyBuffering = !r.ReadBody
 	return &routev3.Route{
-		Name:  resourceCluster(r.Name),
+		Name:  r.routeName(),
 		Match: match,
 		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 			ClusterSpecifier:     &routev3.RouteAction_Cluster{Cluster: resourceCluster(r.Name)},
@@ -106,6 +106,17 @@ func (r HTTPResource) route(match *routev3.RouteMatch, prefix string) *routev3.R
 				Override: &extauthzv3.ExtAuthzPerRoute_CheckSettings{CheckSettings: check}}),
 		},
 	}
+}
+
+// kubernetesRoute begins the names of routes to API servers: Envoy's own answers
+// there are Status objects.
+const kubernetesRoute = "k8s/"
+
+func (r HTTPResource) routeName() string {
+	if r.Kubernetes {
+		return kubernetesRoute + r.Name
+	}
+	return resourceCluster(r.Name)
 }
 
 // maxBody is the largest body that the authorizer is shown.

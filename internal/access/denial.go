@@ -164,7 +164,7 @@ func (d *Denial) KubernetesStatus(status int) []byte {
 	}
 	reason := strings.ReplaceAll(http.StatusText(status), " ", "")
 	switch status { // where the API's own word is another
-	case http.StatusTooManyRequests, http.StatusForbidden, http.StatusUnauthorized, http.StatusNotFound, http.StatusServiceUnavailable:
+	case http.StatusTooManyRequests, http.StatusForbidden, http.StatusUnauthorized, http.StatusNotFound, http.StatusServiceUnavailable, http.StatusRequestEntityTooLarge:
 	default:
 		reason = "Forbidden"
 	}
