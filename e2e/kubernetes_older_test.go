@@ -60,7 +60,7 @@ func TestKubectlOlder(t *testing.T) {
 			}
 			for _, c := range []struct{ stdin, command string }{
 				{manifests["web.yaml"], "apply -f -"}, {manifests["web.yaml"], "apply --server-side --force-conflicts -f -"}, {manifests["secret.yaml"], "apply -f -"},
-				{"", "create configmap settings --from-literal=a=1"}, {"", `patch configmap settings -p {"data":{"b":"2"}}`}, {"", "scale deployment web --replicas 2"},
+				{"", "create configmap settings --from-literal=a=1"}, {"", `patch configmap settings -p {"data":{"a":"2"}}`}, {"", "scale deployment web --replicas 2"},
 			} {
 				through.must(t, c.stdin, append([]string{"-n", namespace}, strings.Fields(c.command)...)...)
 			}
