@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 	"unicode/utf8"
 
 	gossh "golang.org/x/crypto/ssh"
@@ -78,13 +79,48 @@ func (c *channel) conclude(ctx context.Context, id string, decision access.Decis
 }
 
 // start opens a channel at the target and begins the act there. r, which may be
-// nil, records the terminal.
-func (c *channel) start(ctx context.Context, r *relay, kind, text string) (up gossh.Channel, requests <-chan *gossh.Request, err error) {
-	name := c.resource.Access.Name
+// nil, records the terminal. A target that does not answer holds up nobody: what it
+// says later is for nobody.
+func (c *channel) start(ctx context.Context, r *relay, kind, text string) (gossh.Channel, <-chan *gossh.Request, error) {
 	client, err := c.reach(ctx)
 	if err != nil {
-		return nil, nil, &targetError{"the gateway cannot reach " + name, err}
+		return nil, nil, &targetError{"the gateway cannot reach " + c.resource.Access.Name, err}
 	}
+	type answer struct {
+		up       gossh.Channel
+		requests <-chan *gossh.Request
+		err      error
+	}
+	answers := make(chan answer)
+	given := make(chan struct{})
+	defer close(given)
+	c.acting.Go(func() { // at the longest until the target's connection closes
+		c.guard(func() {
+			up, requests, err := c.startAt(ctx, client, r, kind, text)
+			select {
+			case answers <- answer{up, requests, err}:
+			case <-given:
+				if up != nil {
+					_ = up.Close() // it may have left
+				}
+			}
+		})
+	})
+	late := time.NewTimer(c.cfg.DialTimeout)
+	defer late.Stop()
+	select {
+	case a := <-answers:
+		return a.up, a.requests, a.err
+	case <-ctx.Done():
+		return nil, nil, context.Cause(ctx)
+	case <-late.C:
+		return nil, nil, &targetError{c.resource.Access.Name + " does not answer", nil}
+	}
+}
+
+// startAt is start over a connection.
+func (c *channel) startAt(ctx context.Context, client *gossh.Client, r *relay, kind, text string) (up gossh.Channel, requests <-chan *gossh.Request, err error) {
+	name := c.resource.Access.Name
 	up, requests, err = client.OpenChannel("session", nil)
 	if err != nil {
 		return nil, nil, &targetError{name + " opens no channel", err}

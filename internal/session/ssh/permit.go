@@ -165,6 +165,19 @@ func (c *channel) denyUnjudged(ctx context.Context, reason access.Reason, messag
 // neverServed records the decision on something that the gateway does not do,
 // whatever policy says.
 func (s *session) neverServed(ctx context.Context, call access.SSHCall, message string) {
+	s.mu.Lock()
+	s.wishes++
+	wishes := s.wishes
+	s.mu.Unlock()
+	if wishes > maxWishes {
+		if wishes == maxWishes+1 {
+			s.metrics.refused.WithLabelValues("flood").Inc()
+			s.log.Warn("ssh session ended: it asks again and again for what is never served", "client", s.info.Client)
+			s.stop(&access.Denial{RequestID: access.NewRequestID(), Reason: access.LimitExceeded, Rule: ruleDefault,
+				Message: fmt.Sprintf("more than %d requests for forwards that are never served", maxWishes), Resource: s.resource.Access.Name})
+		}
+		return
+	}
 	v := s.decide(ctx, access.NewRequestID(), call)
 	s.metrics.acts.WithLabelValues(call.Act, "refused").Inc()
 	s.lastWords(ctx, v.decided())

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,6 +37,9 @@ type Config struct {
 	MaxUnauthenticated  int
 	MaxWaitingPerSource int
 	MaxSessions         int
+	// MaxSessionsPerPrincipal bounds the sessions of one principal, so that one
+	// cannot keep the others out. Default 200.
+	MaxSessionsPerPrincipal int
 	// MaxChannels bounds the channels of one session. Default 10, which is what
 	// sshd allows.
 	MaxChannels int
@@ -54,6 +58,7 @@ func (c Config) withDefaults() Config {
 	c.MaxUnauthenticated = cmp.Or(c.MaxUnauthenticated, 256)
 	c.MaxWaitingPerSource = cmp.Or(c.MaxWaitingPerSource, 32)
 	c.MaxSessions = cmp.Or(c.MaxSessions, 2000)
+	c.MaxSessionsPerPrincipal = cmp.Or(c.MaxSessionsPerPrincipal, 200)
 	c.MaxChannels = cmp.Or(c.MaxChannels, 10)
 	c.RecordedOutput = cmp.Or(c.RecordedOutput, 1<<20)
 	c.RecordedTerminal = cmp.Or(c.RecordedTerminal, 64<<20)
@@ -161,6 +166,27 @@ type Service struct {
 	gate    *ingress.Gate
 	live    chan struct{} // sessions
 	desk    *ticket.Desk[Permit]
+
+	mu     sync.Mutex
+	places map[string]int // sessions of each principal
+}
+
+// place takes a place among the sessions of a principal, which leave gives back.
+func (s *Service) place(p access.Principal) (leave func(), ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := p.Key()
+	if s.places[key] >= s.cfg.MaxSessionsPerPrincipal {
+		return nil, false
+	}
+	s.places[key]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.places[key]--; s.places[key] == 0 {
+			delete(s.places, key)
+		}
+	}, true
 }
 
 // New checks its arguments; it opens nothing.
@@ -195,7 +221,8 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	gate := ingress.New(ingress.Config{Name: "ssh", HeaderTimeout: cfg.StartupTimeout, MaxWaiting: cfg.MaxUnauthenticated,
 		MaxWaitingEach: cfg.MaxWaitingPerSource, Log: deps.Log,
 		Refused: func(reason string) { m.refused.WithLabelValues(reason).Inc() }})
-	return &Service{cfg: cfg, deps: deps, metrics: m, gate: gate, live: make(chan struct{}, cfg.MaxSessions), desk: ticket.NewDesk[Permit](deps.Clock)}, nil
+	return &Service{cfg: cfg, deps: deps, metrics: m, gate: gate, live: make(chan struct{}, cfg.MaxSessions), desk: ticket.NewDesk[Permit](deps.Clock),
+		places: map[string]int{}}, nil
 }
 
 // Serve accepts connections from l, each of which must begin with a PROXY v2

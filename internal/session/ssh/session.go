@@ -30,6 +30,9 @@ const (
 	// there; after aliveMissed questions without an answer they are not.
 	aliveEvery  = 30 * time.Second
 	aliveMissed = 3
+	// maxWishes bounds what a session may ask for that is never served: each wish is
+	// recorded, and a flood of them would fill the disk.
+	maxWishes = 64
 )
 
 // A session is one authenticated connection.
@@ -53,6 +56,7 @@ type session struct {
 	channels int
 	emptied  chan struct{} // closed when there are no more; nil: nobody waits for that
 	closing  bool          // the client wants no more sessions
+	wishes   int           // for what is never served
 	stop     context.CancelCauseFunc
 }
 
@@ -65,6 +69,13 @@ func (s *Service) open(ctx context.Context, conn *ingress.Conn, l *link, who ide
 		s.turnAway(ctx, conn, l, who, access.LimitExceeded, "the gateway has too many sessions", "try again later", "session bound")
 		return
 	}
+	leave, ok := s.place(who.principal)
+	if !ok {
+		s.turnAway(ctx, conn, l, who, access.LimitExceeded, fmt.Sprintf("you have %d sessions, which is as many as one may have", s.cfg.MaxSessionsPerPrincipal),
+			"end some, or share one: ssh -o ControlMaster=auto", "session bound of the principal")
+		return
+	}
+	defer leave()
 	resource, ok := s.deps.Resource(who.resource)
 	if !ok || resource.Access.Kind != access.SSH || !s.deps.Decider.MayConnect(ctx, who.principal, resource.Access) {
 		message := fmt.Sprintf("there is no resource %q that you may use", access.Printable(who.resource, 100))
