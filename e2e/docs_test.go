@@ -124,7 +124,7 @@ func TestDocsConfiguration(t *testing.T) {
 		t.Fatal("the document shows no configuration")
 	}
 	dir := t.TempDir()
-	files := map[string]string{"chaperone.yaml": text, "secrets/orders": "x", "secrets/hook": "x", "secrets/cluster": "x"}
+	files := map[string]string{"chaperone.yaml": text, "secrets/orders": "x", "secrets/hook": "x", "secrets/cluster": "x", "secrets/console": "x"}
 	for name, from := range map[string]string{"gateway.crt": "gateway.crt", "gateway.key": "gateway.key", "db-ca.pem": "ca.crt", "k8s-ca.pem": "ca.crt"} {
 		content, err := os.ReadFile(filepath.Join(s.Dir, from))
 		if err != nil {
