@@ -20,7 +20,8 @@ import (
 )
 
 // A node is what a kubelet is to an API server for exec, attach,
-// port-forward and logs: the commands run here, and the ports are those of this machine.
+// port-forward and logs: the commands run here, and the ports are those of this
+// machine.
 type node struct {
 	server *httptest.Server
 	log    chan string // what containers print, as it is followed; closed: they end
