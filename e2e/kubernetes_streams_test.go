@@ -7,6 +7,8 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -24,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"chaperone.dev/chaperone/examples/demo"
+	"chaperone.dev/chaperone/internal/console"
 	"chaperone.dev/chaperone/internal/localserver"
 )
 
@@ -151,8 +154,13 @@ func (k kubectl) start(t *testing.T, args ...string) (*exec.Cmd, io.Reader) {
 	return cmd, out
 }
 
+// onTerminal asks for the terminal's new size and shows a number, which is not in
+// the command as it is.
+const onTerminal = `stty size; while [ "$(stty size)" != "40 120" ]; do sleep 0.05; done; stty size; echo number 4111$((1))11111111111; exec cat`
+
 // TestKubectlTerminal runs exec -it in a terminal of its own, through the
-// gateway, until an operator ends the session.
+// gateway, changes its size, and goes on until an operator ends the session.
+// What it showed is masked, played back and exported.
 func TestKubectlTerminal(t *testing.T) {
 	t.Parallel()
 	s, direct, through := kubernetes(t)
@@ -162,14 +170,18 @@ func TestKubectlTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer master.Close()
-	if err := unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: 97, Row: 31}); err != nil {
-		t.Fatal(err)
+	resize := func(columns, rows uint16) {
+		t.Helper()
+		if err := unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: columns, Row: rows}); err != nil {
+			t.Fatal(err)
+		}
 	}
+	resize(97, 31)
 	path, err := localserver.Tool("kubectl")
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path, "--kubeconfig", through.config, "--cache-dir", through.home, "-n", "terminal", "exec", "-it", "web", "--", "sh", "-c", "stty size; exec cat")
+	cmd := exec.Command(path, "--kubeconfig", through.config, "--cache-dir", through.home, "-n", "terminal", "exec", "-it", "web", "--", "sh", "-c", onTerminal, "card")
 	cmd.Env = append(append(os.Environ(), through.env...), "HOME="+through.home)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
@@ -178,15 +190,20 @@ func TestKubectlTerminal(t *testing.T) {
 	}
 	slave.Close()
 	shown := bufio.NewReader(master)
-	if line, err := shown.ReadString('\n'); err != nil || strings.TrimSpace(line) != "31 97" {
-		t.Fatalf("the terminal is %q: %v", line, err)
+	expect := func(want string) {
+		t.Helper()
+		if line, err := shown.ReadString('\n'); err != nil || strings.TrimSpace(line) != want {
+			t.Fatalf("the terminal shows %q, not %q: %v", line, want, err)
+		}
 	}
+	expect("31 97")
+	resize(120, 40)
+	expect("40 120")
+	expect("number ***")
 	if _, err := master.WriteString("typed\n"); err != nil {
 		t.Fatal(err)
 	}
-	if line, err := shown.ReadString('\n'); err != nil || strings.TrimSpace(line) != "typed" {
-		t.Fatalf("the terminal shows %q: %v", line, err)
-	}
+	expect("typed")
 	tok := strings.TrimPrefix(through.env[0], "CHAPERONE_TOKEN=")
 	if out, err := cli(t, s, person(t, s, demo.Alan), "sessions", "kill", "--token", tokenID(tok), "--cause", "enough"); err != nil {
 		t.Fatalf("%v %s", err, out)
@@ -194,6 +211,42 @@ func TestKubectlTerminal(t *testing.T) {
 	rest, _ := io.ReadAll(shown) // a terminal whose program has gone is an error
 	if err := cmd.Wait(); err == nil || !strings.Contains(string(rest), "enough") {
 		t.Errorf("the killed session ends with %v: %q", err, rest)
+	}
+	playedBack(t, s, tok)
+}
+
+// playedBack replays and exports the terminal of the token's session.
+func playedBack(t *testing.T, s *demo.Site, tok string) {
+	t.Helper()
+	sofia, session := person(t, s, demo.Sofia), ""
+	eventually(t, func() error {
+		out, err := cli(t, s, sofia, "sessions", "list", "-o", "json")
+		var list []console.SessionSummary
+		if err := errors.Join(err, json.Unmarshal([]byte(out), &list)); err != nil {
+			return err
+		}
+		for _, one := range list {
+			if one.Principal.Token.ID == tokenID(tok) && !one.Live {
+				session = one.ID
+				return nil
+			}
+		}
+		return fmt.Errorf("it is not among %d sessions", len(list))
+	})
+	replayed, err := cli(t, s, sofia, "sessions", "replay", session, "--speed", "0")
+	for _, want := range []string{"31 97", "40 120", "number ***", "typed", "pods/exec terminal/web", "enough"} {
+		if err != nil || !strings.Contains(replayed, want) {
+			t.Errorf("replayed without %q (%v):\n%s", want, err, replayed)
+		}
+	}
+	cast, err := cli(t, s, sofia, "sessions", "export", session)
+	for _, want := range []string{`{"version":3,"term":{"cols":97,"rows":31`, `"command":"sh -c `, `"r","120x40"`, `number ***`, `typed`} {
+		if err != nil || !strings.Contains(cast, want) {
+			t.Errorf("exported without %q (%v):\n%s", want, err, cast)
+		}
+	}
+	if strings.Contains(replayed+cast, maskedCard) {
+		t.Errorf("the number is recorded:\n%s\n%s", replayed, cast)
 	}
 }
 

@@ -140,11 +140,20 @@ func runCommand(words []string, streams map[string]*spdystream.Stream, terminal 
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 		sizes := json.NewDecoder(streams["resize"])
-		var size struct{ Width, Height uint16 }
-		if err := sizes.Decode(&size); err != nil {
+		resize := func() error {
+			var size struct{ Width, Height uint16 }
+			if err := sizes.Decode(&size); err != nil {
+				return err
+			}
+			return unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: size.Width, Row: size.Height})
+		}
+		if err := resize(); err != nil {
 			return 125
 		}
-		_ = unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: size.Width, Row: size.Height})
+		go func() {
+			for resize() == nil { // until the terminal or the client is gone
+			}
+		}()
 		go func() { _, _ = io.Copy(master, streams["stdin"]) }()
 		shown := make(chan struct{})
 		go func() { _, _ = io.Copy(streams["stdout"], master); close(shown) }()

@@ -73,11 +73,16 @@ func (c *cast) event(ev access.Event) error {
 	case ev.Opened != nil:
 		s := ev.Opened.Session
 		c.title = who(s.Principal) + " on " + s.Resource.Name
-	case ev.Decided != nil && ev.Decided.Request.Action.SSH != nil && c.begun.IsZero():
+	case ev.Decided != nil && c.begun.IsZero():
 		if c.commands == nil || len(c.commands) >= maxRemembered {
 			c.commands = map[string]string{}
 		}
-		c.commands[ev.Request] = ev.Decided.Request.Action.SSH.Command
+		switch a := ev.Decided.Request.Action; {
+		case a.SSH != nil:
+			c.commands[ev.Request] = a.SSH.Command
+		case a.K8s != nil:
+			c.commands[ev.Request] = strings.Join(a.K8s.Command, " ")
+		}
 	case c.Request != "" && ev.Request != c.Request:
 	case ev.Stream != nil && ev.Stream.IsSize() && c.begun.IsZero():
 		c.Request, c.begun, c.before = ev.Request, ev.Time, ev.Time

@@ -101,6 +101,21 @@ func TestAsciicast(t *testing.T) {
 	}
 }
 
+// TestAsciicastOfAPod: the terminal of kubectl exec is exported like another.
+func TestAsciicastOfAPod(t *testing.T) {
+	t.Parallel()
+	evs := sshSession()
+	for i := range evs {
+		if d := evs[i].Decided; d != nil && evs[i].Request == "req_3" {
+			d.Request.Action = access.Action{K8s: &access.K8s{Verb: "get", Resource: "pods", Subresource: "exec", Command: []string{"sh", "-c", "id"}, Terminal: true}}
+		}
+	}
+	var out bytes.Buffer
+	if err := (Asciicast{Version: 3}).Write(&out, each(evs...)); err != nil || !strings.Contains(out.String(), `,"command":"sh -c id"}`) || !strings.Contains(out.String(), `"r","100x30"`) {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+}
+
 func stampOf(t time.Time) string {
 	b, _ := json.Marshal(t.Unix())
 	return string(b)
