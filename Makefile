@@ -25,9 +25,9 @@ build: ## build bin/chaperone, one static binary
 	@mkdir -p bin
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/chaperone ./cmd/chaperone
 
-demo: build ## run the main job on this machine; ONCE=1 exits after the story, DIR= chooses the folder
-	@tools/install demo
-	bin/chaperone demo $(if $(ONCE),--once) $(if $(DIR),--dir $(DIR)) $(if $(HTTPS_PORT),--https-port $(HTTPS_PORT)) $(if $(POSTGRES_PORT),--postgres-port $(POSTGRES_PORT))
+demo: build ## run the main job on this machine; ONCE=1 exits after the story, K8S=1 adds Kubernetes, DIR= chooses the folder
+	@tools/install demo $(if $(K8S),kubernetes)
+	bin/chaperone demo $(if $(ONCE),--once) $(if $(K8S),--kubernetes) $(if $(DIR),--dir $(DIR)) $(if $(HTTPS_PORT),--https-port $(HTTPS_PORT)) $(if $(POSTGRES_PORT),--postgres-port $(POSTGRES_PORT))
 
 tools: ## install the real servers and checkers that the tests use
 	@tools/install envoy postgres postgres-tls dex keycloak redis openssh python suites jaeger kubernetes kubectl helm browser staticcheck govulncheck

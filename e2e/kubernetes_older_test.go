@@ -30,10 +30,10 @@ func TestKubectlLogs(t *testing.T) {
 	}
 	next("began with card ***\n")
 	for range 3 { // each comes before the next is printed
-		n.log <- "card " + maskedCard + ".\n"
+		n.Log <- "card " + maskedCard + ".\n"
 		next("card ***.\n")
 	}
-	close(n.log)
+	close(n.Log)
 	if rest, err := io.ReadAll(lines); len(rest) > 0 || err != nil {
 		t.Errorf("and ends with %q, %v", rest, err)
 	}

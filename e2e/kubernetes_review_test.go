@@ -147,7 +147,7 @@ func TestKubectlExecRepeated(t *testing.T) {
 	s := own(t, demo.Options{Config: func(text string) string {
 		return strings.Replace(withCluster(text), "wait: 2m", "wait: 500ms", 1)
 	}})
-	through := kubectlThrough(t, s)
+	through := kubectlThrough(t, s, "cluster")
 	runningPod(t, direct, "repeated")
 	marks := filepath.Join(t.TempDir(), "marks")
 	run := func() (string, error) {

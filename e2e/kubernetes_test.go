@@ -33,7 +33,7 @@ var prepared struct {
 const clusterPolicy = `
 policy: e2e-cluster
 principal: '"platform" in principal.groups'
-resource: 'resource.name in ["cluster", "liar"]'
+resource: 'resource.kind == "kubernetes"'
 rules:
   - name: read
     when: 'k8s.read_only'
@@ -101,7 +101,11 @@ func prepareCluster() (err error) {
 	if prepared.liar, err = startLiar(prepared.dir); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(prepared.dir, "gateway-token"), []byte(prepared.cluster.Gateway), 0o600)
+	cert, key, err := prepared.cluster.ClientCertificate("gateway-by-certificate")
+	for name, content := range map[string][]byte{"gateway-token": []byte(prepared.cluster.Gateway), "gateway.crt": cert, "gateway.key": key} {
+		err = errors.Join(err, os.WriteFile(filepath.Join(prepared.dir, name), content, 0o600))
+	}
+	return err
 }
 
 // forgetCluster stops it, if it runs.
@@ -126,6 +130,10 @@ func withCluster(text string) string {
     kind: kubernetes
     address: %[3]s
     kubernetes: {ca: {file: %[2]s/liar.crt}, credential: {token: {file: %[2]s/gateway-token}}}
+  - name: cluster-by-certificate
+    kind: kubernetes
+    address: %[1]s
+    kubernetes: {ca: {file: %[2]s/server.crt}, credential: {cert: {file: %[2]s/gateway.crt}, key: {file: %[2]s/gateway.key}}, impersonate: {groups: [platform]}}
 policies:`, prepared.cluster.URL, prepared.dir, prepared.liar.server.URL), 1)
 }
 
@@ -143,6 +151,12 @@ metadata: {name: compat}
 apiVersion: v1
 kind: Namespace
 metadata: {name: helm}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: by-certificate}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: chaperone}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: gateway-by-certificate}]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -216,15 +230,16 @@ func kubernetes(t *testing.T) (s *demo.Site, direct, through kubectl) {
 	if prepared.err != nil {
 		t.Fatal(prepared.err)
 	}
-	return s, kubectl{config: filepath.Join(prepared.dir, "admin.kubeconfig"), home: t.TempDir()}, kubectlThrough(t, s)
+	return s, kubectl{config: filepath.Join(prepared.dir, "admin.kubeconfig"), home: t.TempDir()}, kubectlThrough(t, s, "cluster")
 }
 
-// kubectlThrough is kubectl through a gateway, as a subagent of Alan's.
-func kubectlThrough(t *testing.T, s *demo.Site) kubectl {
+// kubectlThrough is kubectl through a gateway to one of its resources, as a
+// subagent of Alan's.
+func kubectlThrough(t *testing.T, s *demo.Site, resource string) kubectl {
 	t.Helper()
 	home := t.TempDir()
 	mine := []string{"CHAPERONE_TOKEN=" + token(t, s, demo.Alan), "XDG_CACHE_HOME=" + home}
-	config, err := client(t, s, home, mine, "env", "cluster")
+	config, err := client(t, s, home, mine, "env", resource)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -372,22 +387,47 @@ func TestKubernetesExec(t *testing.T) {
 	}
 }
 
+// TestKubernetesClientCertificate: the gateway's account may have a client
+// certificate for a credential, on the way through Envoy and on that of exec.
+func TestKubernetesClientCertificate(t *testing.T) {
+	t.Parallel()
+	s, direct, _ := kubernetes(t)
+	runningPod(t, direct, "certificate")
+	through := kubectlThrough(t, s, "cluster-by-certificate")
+	if got := through.must(t, "", "-n", "certificate", "get", "pod", "web", "-o", "name"); got != "pod/web\n" {
+		t.Errorf("got %q", got)
+	}
+	if got := through.must(t, "", "-n", "certificate", "exec", "web", "--", "echo", "inside"); got != "inside\n" {
+		t.Errorf("exec says %q", got)
+	}
+	for _, uri := range []string{`"requestURI":"/api/v1/namespaces/certificate/pods/web"`, `"requestURI":"/api/v1/namespaces/certificate/pods/web/exec?`} {
+		audited(t, uri, `"username":"gateway-by-certificate"`, `"impersonatedUser":{"username":"chaperone:dex:alan@example.com"`)
+	}
+}
+
 // TestKubernetesAudit: the API server's own audit names who acted, and for whom.
 func TestKubernetesAudit(t *testing.T) {
 	t.Parallel()
 	_, _, through := kubernetes(t)
 	through.must(t, "", "get", "namespace", "kube-public")
+	audited(t, `"requestURI":"/api/v1/namespaces/kube-public"`, `"username":"chaperone-gateway"`, `"impersonatedUser":{"username":"chaperone:dex:alan@example.com"`,
+		`"chaperone:platform"`, `"chaperone.dev/session":["ses_`, `"chaperone.dev/request":["req_`, `"chaperone.dev/subagent"`)
+}
+
+// audited waits for a line of the API server's audit log that has uri and was not
+// its own nor the administrator's doing, and checks that it has every part.
+func audited(t *testing.T, uri string, parts ...string) {
+	t.Helper()
 	eventually(t, func() error {
 		log, err := os.ReadFile(prepared.cluster.Audit)
 		if err != nil {
 			return err
 		}
 		for line := range strings.Lines(string(log)) {
-			if !strings.Contains(line, `"requestURI":"/api/v1/namespaces/kube-public"`) || strings.Contains(line, "system:apiserver") {
+			if !strings.Contains(line, uri) || strings.Contains(line, "system:apiserver") || strings.Contains(line, `"username":"admin"`) {
 				continue
 			}
-			for _, part := range []string{`"username":"chaperone-gateway"`, `"impersonatedUser":{"username":"chaperone:dex:alan@example.com"`, `"chaperone:platform"`,
-				`"chaperone.dev/session":["ses_`, `"chaperone.dev/request":["req_`, `"chaperone.dev/subagent"`} {
+			for _, part := range parts {
 				if !strings.Contains(line, part) {
 					return fmt.Errorf("no %s in %s", part, line)
 				}

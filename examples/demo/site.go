@@ -58,6 +58,7 @@ type Options struct {
 	Binary          string        // the chaperone program
 	HTTPS, Postgres int           // ports; 0 takes free ones
 	SSH             int           // the same
+	Kubernetes      bool          // with a cluster, which takes some seconds and 500 MB
 	PostgresVersion string        // "" takes what is found
 	ShortLifetime   time.Duration // of the second provider's tokens; 5s
 	OTLP            string        // host:port of a trace collector, or none
@@ -82,7 +83,9 @@ type Site struct {
 	Database    *localserver.Postgres
 	Billing     *Billing
 	Hook        *Hook
-	Host        *localserver.SSHD // nil: there is no sshd on this machine
+	Host        *localserver.SSHD       // nil: there is no sshd on this machine
+	Cluster     *localserver.Kubernetes // nil: not asked for
+	node        *localserver.Node
 	Gateway     *Gateway
 	DBPassword  string
 	APIKey      string
@@ -121,6 +124,7 @@ func Start(ctx context.Context, o Options) (site *Site, err error) {
 		{"PostgreSQL with the database orders", s.database},
 		{"the HTTP service billing and a webhook listener", s.services},
 		{"an OpenSSH server, the host web", s.host},
+		{"a Kubernetes API server with its etcd, if it is asked for", s.cluster},
 		{"configuration and policies", s.configure},
 		{"chaperone and Envoy", s.gateway},
 	} {
@@ -153,7 +157,7 @@ func (s *Site) folder() error {
 	}
 	s.lock = lock
 	// Only what a demo makes is removed: the folder may have been a mistake.
-	for _, name := range []string{"pg", "dex", "short", "sshd", "ssh", "data", "run", "secrets", "policies", "proposed", "cases", "chaperone.yaml", "gateway.crt", "gateway.key", "ca.crt", "tokens", "gateway.log"} {
+	for _, name := range []string{"pg", "dex", "short", "sshd", "ssh", "cluster", "kubeconfig", "data", "run", "secrets", "policies", "proposed", "cases", "chaperone.yaml", "gateway.crt", "gateway.key", "ca.crt", "tokens", "gateway.log"} {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("demo: %w", err)
 		}
@@ -241,6 +245,13 @@ func (s *Site) configure(context.Context) (err error) {
 			return err
 		}
 	}
+	if s.Cluster != nil && policies[clusterPolicy] == "" {
+		text, err := files.ReadFile("files/cluster/" + clusterPolicy)
+		if err != nil {
+			return err
+		}
+		policies[clusterPolicy] = string(text)
+	}
 	for name, text := range policies {
 		if err := write(s.path("policies", name), text, 0o644); err != nil {
 			return err
@@ -275,7 +286,7 @@ func (s *Site) config() (string, error) {
 	err = t.Execute(&b, map[string]any{
 		"HTTPSPort": s.HTTPSPort, "PostgresPort": s.PGPort, "MetricsPort": s.MetricsPort, "SSHPort": s.SSHPort, "Host": s.Host,
 		"Issuer": s.Dex.Issuer, "ShortIssuer": s.Short.Issuer,
-		"PostgresTarget": s.Database.Addr, "BillingTarget": s.Billing.URL, "Hook": s.Hook.URL, "OTLP": s.options.OTLP,
+		"Cluster": s.Cluster, "PostgresTarget": s.Database.Addr, "BillingTarget": s.Billing.URL, "Hook": s.Hook.URL, "OTLP": s.options.OTLP,
 	})
 	if err != nil {
 		return "", err
@@ -384,6 +395,12 @@ func (s *Site) Close() {
 	}
 	if s.Host != nil {
 		_ = s.Host.Close() // it only waits
+	}
+	if s.node != nil {
+		_ = s.node.Close()
+	}
+	if s.Cluster != nil {
+		_ = s.Cluster.Close() // it only waits
 	}
 	if s.Database != nil {
 		_ = s.Database.Close() // it only waits

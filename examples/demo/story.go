@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"chaperone.dev/chaperone/internal/localserver"
 )
 
 // A chapter is one thing that the gateway does.
@@ -17,7 +19,10 @@ type chapter struct {
 	tell  func(context.Context) error
 }
 
-const hostsTitle = "Hosts, with the ordinary ssh"
+const (
+	hostsTitle      = "Hosts, with the ordinary ssh"
+	kubernetesTitle = "Kubernetes, with the ordinary kubectl"
+)
 
 // chapters are the story in order.
 func (t *teller) chapters() []chapter {
@@ -32,6 +37,7 @@ func (t *teller) chapters() []chapter {
 		{"So does a high-impact HTTP call", t.heldHTTP},
 		{"A token is handed on, reaches less, and is taken back", t.delegated},
 		{hostsTitle, t.hosts},
+		{kubernetesTitle, t.kubernetes},
 		{"A session can be cut", t.cut},
 		{"A proposed policy is tried on what was recorded", t.replayed},
 		{"A policy edit takes effect at once, and a broken one does not", t.reload},
@@ -39,6 +45,9 @@ func (t *teller) chapters() []chapter {
 	}
 	if t.Host == nil {
 		all = slices.DeleteFunc(all, func(c chapter) bool { return c.title == hostsTitle })
+	}
+	if t.Cluster == nil {
+		all = slices.DeleteFunc(all, func(c chapter) bool { return c.title == kubernetesTitle })
 	}
 	return all
 }
@@ -53,6 +62,12 @@ func (t *teller) links(ctx context.Context) error {
 	binary, err := filepath.Abs(t.options.Binary)
 	if err != nil {
 		return err
+	}
+	if t.Cluster != nil {
+		kubectl, err := localserver.Tool("kubectl")
+		if err := errors.Join(err, os.Symlink(kubectl, filepath.Join(t.bin(), "kubectl"))); err != nil {
+			return err
+		}
 	}
 	var psql string
 	psql, t.tls = t.psqlOf(ctx)

@@ -213,6 +213,9 @@ func (t *teller) tokens(ctx context.Context) error {
 	if t.Host != nil {
 		t.env = append(t.env, "HOST=-p "+strconv.Itoa(t.Host.Port)+" "+t.Host.Account+"@127.0.0.1")
 	}
+	if t.Cluster != nil {
+		t.env = append(t.env, "KUBECONFIG="+t.path("kubeconfig"), "KUBECACHEDIR="+t.path("run", "kube"))
+	}
 	for name, f := range get {
 		token, err := f()
 		if err != nil {

@@ -85,6 +85,27 @@ func serverCertificate() (cert, key []byte, err error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), err
 }
 
+// ClientCertificate makes a certificate by which the API server knows its holder
+// as name, and its key, both in PEM.
+func (k *Kubernetes) ClientCertificate(name string) (cert, key []byte, err error) {
+	pair, err := tls.LoadX509KeyPair(k.path("server.crt"), k.path("server.key"))
+	if err != nil {
+		return nil, nil, fmt.Errorf("kubernetes: %w", err)
+	}
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(24 * time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	der, err := x509.CreateCertificate(rand.Reader, template, pair.Leaf, &private.PublicKey, pair.PrivateKey)
+	if err != nil {
+		return nil, nil, err
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), err
+}
+
 // Start starts etcd and the API server.
 func (k *Kubernetes) Start(ctx context.Context) error {
 	etcd, etcdErr := Tool("etcd")
@@ -111,7 +132,7 @@ func (k *Kubernetes) Start(ctx context.Context) error {
 		return err
 	}
 	k.api, err = start(exec.Command(api, "--etcd-servers", clients, "--bind-address", "127.0.0.1", "--secure-port", fmt.Sprint(k.port),
-		"--tls-cert-file", k.path("server.crt"), "--tls-private-key-file", k.path("server.key"), "--token-auth-file", k.path("tokens"),
+		"--tls-cert-file", k.path("server.crt"), "--tls-private-key-file", k.path("server.key"), "--token-auth-file", k.path("tokens"), "--client-ca-file", k.path("server.crt"),
 		"--authorization-mode", "RBAC", "--service-cluster-ip-range", "10.0.0.0/24", "--allow-privileged",
 		"--service-account-issuer", k.URL, "--service-account-signing-key-file", k.path("server.key"), "--service-account-key-file", k.path("server.crt"),
 		"--disable-admission-plugins", "ServiceAccount", // no controller makes any

@@ -1,44 +1,57 @@
-package e2e
+package localserver
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
-	"testing"
+	"time"
 
 	"github.com/moby/spdystream"
 	"golang.org/x/sys/unix"
 )
 
-// A node is what a kubelet is to an API server for exec, attach,
-// port-forward and logs: the commands run here, and the ports are those of this
-// machine.
-type node struct {
-	server *httptest.Server
-	log    chan string // what containers print, as it is followed; closed: they end
+// A Node is what a kubelet is to an API server for exec, attach, port-forward and
+// logs: the commands run on this machine, and the ports are its own.
+type Node struct {
+	Port   int         // of loopback
+	Log    chan string // what containers print, as it is followed; closed: they end
+	server *http.Server
 }
 
-func startNode(t *testing.T) *node {
-	t.Helper()
-	n := &node{log: make(chan string)}
-	n.server = httptest.NewTLSServer(n)
-	t.Cleanup(n.server.Close)
-	return n
+// StartNode starts one. Close it.
+func StartNode() (*Node, error) {
+	cert, key, err := serverCertificate()
+	if err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
+	if err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	n := &Node{Log: make(chan string), Port: l.Addr().(*net.TCPAddr).Port}
+	n.server = &http.Server{Handler: n, ReadHeaderTimeout: 10 * time.Second}
+	go func() { _ = n.server.Serve(l) }() // until Close
+	return n, nil
 }
 
-func (n *node) port() int { return n.server.Listener.Addr().(*net.TCPAddr).Port }
+// Close ends it; streams end with the API server.
+func (n *Node) Close() error { return n.server.Close() }
 
 // ServeHTTP takes the connection that the API server makes for a client.
-func (n *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	what, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	if what == "containerLogs" {
 		n.logs(w, r)
@@ -99,7 +112,7 @@ func (n *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // logs shows what a container has printed, and what it goes on to print.
-func (n *node) logs(w http.ResponseWriter, r *http.Request) {
+func (n *Node) logs(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain")
 	_, _ = io.WriteString(w, "began with card "+maskedCard+"\n")
 	for r.URL.Query().Get("follow") == "true" {
@@ -107,7 +120,7 @@ func (n *node) logs(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		select {
-		case line, more := <-n.log:
+		case line, more := <-n.Log:
 			if !more {
 				return
 			}
@@ -132,7 +145,7 @@ func runCommand(words []string, streams map[string]*spdystream.Stream, terminal 
 	done := make(chan struct{})
 	defer close(done)
 	if terminal {
-		master, slave, err := openTerminal()
+		master, slave, err := OpenTerminal()
 		if err != nil {
 			return 125
 		}
@@ -186,9 +199,9 @@ func runCommand(words []string, streams map[string]*spdystream.Stream, terminal 
 	return 0
 }
 
-// openTerminal opens a new terminal: the side of whoever shows it, and the
+// OpenTerminal opens a new terminal: the side of whoever shows it, and the
 // program's.
-func openTerminal() (master, slave *os.File, err error) {
+func OpenTerminal() (master, slave *os.File, err error) {
 	if master, err = os.OpenFile("/dev/ptmx", os.O_RDWR, 0); err != nil {
 		return nil, nil, err
 	}
