@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"chaperone.dev/chaperone/examples/demo"
+	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/console"
 	"chaperone.dev/chaperone/internal/localserver"
 )
@@ -230,7 +232,8 @@ func playedBack(t *testing.T, s *demo.Site, tok string) {
 			return err
 		}
 		for _, one := range list {
-			if one.Principal.Token.ID == tokenID(tok) {
+			// kubectl's own token was exchanged for it.
+			if slices.ContainsFunc(one.Principal.Chain, func(h access.Hop) bool { return h.Parent == tokenID(tok) }) {
 				session = one.ID
 				return nil
 			}
