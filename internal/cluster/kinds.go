@@ -16,7 +16,6 @@ const discovery = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscov
 type kind struct {
 	group, version, resource string
 	namespaced               bool
-	verbs                    []string
 }
 
 // String names it as kubectl does.
@@ -75,7 +74,7 @@ func (c *Conn) kinds(ctx context.Context) (out []kind, err error) {
 			}
 			for _, r := range g.Versions[0].Resources {
 				if slices.Contains(r.Verbs, "list") && r.Resource != "events" {
-					out = append(out, kind{g.Metadata.Name, g.Versions[0].Version, r.Resource, strings.EqualFold(r.Scope, "Namespaced"), r.Verbs})
+					out = append(out, kind{g.Metadata.Name, g.Versions[0].Version, r.Resource, strings.EqualFold(r.Scope, "Namespaced")})
 				}
 			}
 		}
@@ -88,15 +87,18 @@ const metadataOnly = "application/json;as=PartialObjectMetadataList;g=meta.k8s.i
 
 // An owned is the metadata of one object.
 type owned struct {
-	what       string // its kind
-	Namespace  string `json:"namespace"`
-	Name       string `json:"name"`
-	UID        string `json:"uid"`
-	Finalizers []string
-	Deleted    string `json:"deletionTimestamp"`
-	Owners     []struct {
-		UID string `json:"uid"`
-	} `json:"ownerReferences"`
+	what       string   // its kind
+	Namespace  string   `json:"namespace"`
+	Name       string   `json:"name"`
+	UID        string   `json:"uid"`
+	Finalizers []string `json:"finalizers"`
+	Deleted    string   `json:"deletionTimestamp"`
+	Owners     []owner  `json:"ownerReferences"`
+}
+
+// An owner goes, and takes along what names no other.
+type owner struct {
+	UID string `json:"uid"`
 }
 
 // A metadataList is a list of such.

@@ -170,11 +170,13 @@ func clusterOf(t *testing.T) *apiServer {
 		"GET /api":   list(group("", resource("pods")+","+resource("secrets")+","+resource("events")+`,{"resource":"nodes","scope":"Cluster","verbs":["list"]}`)),
 		"GET /apis":  list(group("apps", resource("replicasets"))),
 		"GET " + web: `{"metadata":{"name":"web","uid":"d","finalizers":["example.com/wait"]}}`,
-		"GET /apis/apps/v1/namespaces/shop/deployments": `{"items":[{"metadata":{"name":"web","uid":"d"}}],"metadata":{"remainingItemCount":4}}`,
-		"GET /apis/apps/v1" + in + "/replicasets":       `{"items":[{"metadata":{"name":"web-1","namespace":"shop","uid":"r","ownerReferences":[{"uid":"d"}]}},{"metadata":{"name":"db-1","uid":"r2"}}]}`,
-		"GET /api/v1" + in + "/pods":                    `{"items":[{"metadata":{"name":"web-1-a","uid":"p","ownerReferences":[{"uid":"r"}]}},{"metadata":{"name":"web-1-b","uid":"q","ownerReferences":[{"uid":"r"},{"uid":"r2"}]}}],"metadata":{"continue":"x"}}`,
-		"GET /api/v1" + in + "/secrets":                 `!403 {"message":"forbidden"}`,
-		"GET /api/v1/namespaces/shop":                   `{"metadata":{"name":"shop"}}`,
+		"GET /apis/apps/v1/namespaces/shop/deployments":                                `{"items":[{"metadata":{"name":"web","uid":"d"}}],"metadata":{"remainingItemCount":4}}`,
+		"GET /apis/apps/v1" + in + "/replicasets":                                      `{"items":[{"metadata":{"name":"web-1","namespace":"shop","uid":"r","ownerReferences":[{"uid":"d"}]}},{"metadata":{"name":"db-1","uid":"r2"}}]}`,
+		"GET /api/v1" + in + "/pods":                                                   `{"items":[{"metadata":{"name":"web-1-a","uid":"p","ownerReferences":[{"uid":"r"}]}},{"metadata":{"name":"web-1-b","uid":"q","ownerReferences":[{"uid":"r"},{"uid":"r2"}]}}],"metadata":{"continue":"x"}}`,
+		"GET /api/v1" + in + "/secrets":                                                `!403 {"message":"forbidden"}`,
+		"GET /apis/apiextensions.k8s.io/v1/customresourcedefinitions/replicasets.apps": `{"metadata":{"name":"replicasets.apps","uid":"c"}}`,
+		"GET /apis/apps/v1/replicasets":                                                `{"items":[{"metadata":{"name":"a","namespace":"x"}},{"metadata":{"name":"b","namespace":"y"}}]}`,
+		"GET /api/v1/namespaces/shop":                                                  `{"metadata":{"name":"shop"}}`,
 	})
 }
 
@@ -194,6 +196,7 @@ func TestPreviewOfDeletions(t *testing.T) {
 		"kept, in the query": {kube.Request{Method: "DELETE", Path: web, Query: map[string][]string{"propagationPolicy": {"Orphan"}}}, []string{"Orphan: what belongs"}},
 		"a namespace":        {remove("/api/v1/namespaces/shop", ``), []string{`{"what":"pods","count":3,"names":["web-1-a","web-1-b"]},{"what":"replicasets.apps","count":2,"names":["web-1","db-1"]}`, "not looked at: secrets"}},
 		"many":               {remove("/apis/apps/v1/namespaces/shop/deployments", ``), []string{`{"what":"deployments.apps","count":5,"names":["web"]}`, `{"what":"replicasets.apps","count":1`}},
+		"a custom resource":  {remove("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/replicasets.apps", ``), []string{`{"what":"replicasets.apps","count":2,"names":["x/a","y/b"]}`}},
 		"not there":          {remove(web+"x", ``), []string{"the caller may not read what it deletes: not found"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -39,7 +39,7 @@ func (v *viewer) removal(ctx context.Context) error {
 		}
 		return v.along(ctx, roots, kept, k.Namespace)
 	case k.Resource == "namespaces" && k.Group == "":
-		return v.within(ctx, k.Name)
+		return v.everything(ctx, k.Name, func(one kind) bool { return one.namespaced })
 	}
 	got, err := v.conn.do(ctx, call{method: http.MethodGet, path: k.Path})
 	if err != nil {
@@ -54,8 +54,8 @@ func (v *viewer) removal(ctx context.Context) error {
 	root := object.Metadata
 	root.what = kind{group: k.Group, resource: k.Resource}.String()
 	v.finalizers([]owned{root})
-	if k.Resource == "customresourcedefinitions" && k.Group == "apiextensions.k8s.io" {
-		return v.ofType(ctx, k.Name)
+	if k.Resource == "customresourcedefinitions" && k.Group == "apiextensions.k8s.io" { // its objects go with it
+		return v.everything(ctx, "", func(one kind) bool { return one.String() == k.Name })
 	}
 	return v.along(ctx, []owned{root}, kept, k.Namespace)
 }
@@ -178,29 +178,14 @@ func (v *viewer) removes(what string, some []owned, count int) {
 	v.preview.Removes = append(v.preview.Removes, r)
 }
 
-// within counts what is in a namespace.
-func (v *viewer) within(ctx context.Context, namespace string) error {
+// everything counts what there is of some kinds, in a namespace or in all.
+func (v *viewer) everything(ctx context.Context, namespace string, of func(kind) bool) error {
 	kinds, err := v.conn.kinds(ctx)
 	if err != nil {
 		return err
 	}
-	kinds = slices.DeleteFunc(kinds, func(k kind) bool { return !k.namespaced })
+	kinds = slices.DeleteFunc(kinds, func(k kind) bool { return !of(k) })
 	found := v.listAll(ctx, kinds, namespace)
-	for i, k := range kinds {
-		v.removes(k.String(), found[i].objects, len(found[i].objects)+found[i].more)
-	}
-	v.unseen(ctx, kinds, found)
-	return nil
-}
-
-// ofType counts the objects of a custom resource, which go with its definition.
-func (v *viewer) ofType(ctx context.Context, name string) error {
-	kinds, err := v.conn.kinds(ctx)
-	if err != nil {
-		return err
-	}
-	kinds = slices.DeleteFunc(kinds, func(k kind) bool { return k.String() != name })
-	found := v.listAll(ctx, kinds, "")
 	for i, k := range kinds {
 		v.removes(k.String(), found[i].objects, len(found[i].objects)+found[i].more)
 	}
@@ -236,11 +221,8 @@ func (v *viewer) along(ctx context.Context, roots []owned, kept bool, namespace 
 	for next := roots; len(next) > 0; next = next[1:] {
 		for _, o := range children[next[0].UID] {
 			// It stays as long as one of its owners does.
-			if !gone[o.UID] && !slices.ContainsFunc(o.Owners, func(owner struct {
-				UID string `json:"uid"`
-			}) bool {
-				return !gone[owner.UID]
-			}) {
+			stays := slices.ContainsFunc(o.Owners, func(one owner) bool { return !gone[one.UID] })
+			if !gone[o.UID] && !stays {
 				gone[o.UID] = true
 				lines[o.what] = append(lines[o.what], o)
 				next = append(next, o)
