@@ -114,7 +114,7 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // logs shows what a container has printed, and what it goes on to print.
 func (n *Node) logs(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain")
-	_, _ = io.WriteString(w, "began with card "+maskedCard+"\n")
+	_, _ = io.WriteString(w, "began with card 4111111111111111\n")
 	for r.URL.Query().Get("follow") == "true" {
 		if http.NewResponseController(w).Flush() != nil {
 			return
