@@ -2,11 +2,15 @@ package postgres
 
 import (
 	"context"
+	"net"
+	"runtime"
+	gometrics "runtime/metrics"
 	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"chaperone.dev/chaperone/internal/record"
 )
@@ -72,4 +76,73 @@ func BenchmarkSelectRecorded(b *testing.B) {
 		})
 	}
 	clients.Wait()
+}
+
+// BenchmarkIdleSessions opens b.N sessions that wait after one statement, and
+// reports what they hold: -benchtime 1000x. The clients' side is a bare socket
+// each, so that little of the memory is theirs.
+func BenchmarkIdleSessions(b *testing.B) {
+	g := start(b, "18", onLoopback, func(_ *gateway, c *Config, d *Deps) { d.Recorder, c.MaxSessions = discard{}, 2000 })
+	first := g.idle(b) // brings what all of them share
+	defer first.Close()
+	var idle []net.Conn
+	before := heldMemory()
+	for b.Loop() {
+		idle = append(idle, g.idle(b))
+	}
+	held := heldMemory() - before
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(held)/float64(len(idle))/1024, "KiB/session")
+	for _, conn := range idle {
+		conn.Close()
+	}
+}
+
+// idle opens a session and runs one statement in it.
+func (g *gateway) idle(b *testing.B) net.Conn {
+	b.Helper()
+	conn, err := g.dialSocket(g.source)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var sent []byte
+	for _, msg := range []pgproto3.FrontendMessage{
+		&pgproto3.StartupMessage{ProtocolVersion: pgproto3.ProtocolVersionNumber, Parameters: map[string]string{"user": "agent", "database": "orders"}},
+		&pgproto3.PasswordMessage{Password: goodToken},
+		&pgproto3.Query{String: "select name from customers where id = 7"},
+	} {
+		if sent, err = msg.Encode(sent[:0]); err == nil {
+			_, err = conn.Write(sent)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		want := byte('Z')
+		if _, asked := msg.(*pgproto3.StartupMessage); asked {
+			want = 'R'
+		}
+		for {
+			var body []byte
+			typ, size, err := readHeader(conn, 1<<20)
+			if err == nil {
+				body, err = readBody(conn, nil, size)
+			}
+			if err != nil || typ == 'E' {
+				b.Fatalf("message %q: %v %q", typ, err, body)
+			}
+			if typ == want {
+				break
+			}
+		}
+	}
+	return conn
+}
+
+// heldMemory is what is in use of the heap and of stacks.
+func heldMemory() uint64 {
+	runtime.GC()
+	runtime.GC() // the first shrinks stacks, and lets go of what pools hold
+	classes := []gometrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
+	gometrics.Read(classes)
+	return classes[0].Value.Uint64() + classes[1].Value.Uint64()
 }

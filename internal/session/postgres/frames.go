@@ -106,6 +106,7 @@ type inbox struct {
 	full chan struct{} // gets a value when the reader has to wait for room
 
 	readers sync.WaitGroup
+	leave   func() // called once, when gone is closed; guarded by mu
 	look    *time.Timer
 
 	mu      sync.Mutex
@@ -262,10 +263,23 @@ func (in *inbox) end(err error) {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		if err != nil {
 			close(in.gone)
+			in.mu.Lock()
+			if in.leave != nil {
+				in.leave()
+			}
+			in.mu.Unlock()
 		}
 		close(in.left)
 	}
 	signal(in.ready)
+}
+
+// onGone has leave called when the connection ends or breaks. After it has
+// returned an earlier one is not called any more.
+func (in *inbox) onGone(leave func()) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.leave = leave
 }
 
 // next takes the next frame, whose body is good until the frame after it is

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"runtime/debug"
 	"sync"
@@ -22,7 +23,7 @@ const maxWaiting = 2 << 20
 func (s *session) run(ctx context.Context, start *startup) string {
 	s.in = newInbox(newSource(s.conn, &s.buffers), min(2*s.cfg.MaxMessage, maxWaiting), s.cfg.MaxMessage)
 	var helpers sync.WaitGroup
-	done := make(chan struct{})
+	unwatch := func() {}
 	err := s.guarded(func() error {
 		opened := s.event(access.Event{Opened: &access.SessionOpened{Session: s.info}})
 		if err := s.append(ctx, access.Synced, []access.Event{opened}); err != nil {
@@ -32,11 +33,11 @@ func (s *session) run(ctx context.Context, start *startup) string {
 			return err
 		}
 		s.conn.SetDeadline(time.Time{})
-		helpers.Go(func() { s.watch(ctx, done) })
+		unwatch = s.watch(ctx)
 		return s.serve(ctx, start)
 	})
 	cause := s.farewell(ctx, err)
-	close(done)
+	unwatch()
 	s.in.stop()
 	running := s.awaitsTarget()
 	if s.up != nil {
@@ -70,34 +71,39 @@ const killGrace = 100 * time.Millisecond
 
 // watch ends what the session waits for when it must not wait any longer: its
 // context ended, or its client left while a statement runs and the target does
-// not answer to that.
-func (s *session) watch(ctx context.Context, done <-chan struct{}) {
-	gone := s.in.gone
-	var silent <-chan time.Time
-	for {
-		select {
-		case <-done:
-			return
-		case <-gone:
-			gone = nil
-			if s.isRunning() {
-				s.up.cancel()
-			}
-			patience := time.NewTimer(s.cfg.LeaveTimeout)
-			defer patience.Stop()
-			silent = patience.C
-		case <-silent:
-			s.up.interrupt()
-			return
-		case <-ctx.Done():
-			if s.isRunning() {
-				s.up.cancel()
-			}
-			s.up.interrupt()
-			s.conn.SetWriteDeadline(time.Now().Add(killGrace))
-			s.conn.SetReadDeadline(longAgo)
-			return
+// not answer to that. The function that it returns ends the watch, and waits for
+// what is being done.
+func (s *session) watch(ctx context.Context) func() {
+	var busy sync.WaitGroup
+	busy.Add(2)
+	silent := time.AfterFunc(math.MaxInt64, func() {
+		defer busy.Done()
+		s.up.interrupt()
+	})
+	s.in.onGone(func() {
+		if s.isRunning() {
+			s.up.cancel()
 		}
+		silent.Reset(s.cfg.LeaveTimeout)
+	})
+	stop := context.AfterFunc(ctx, func() {
+		defer busy.Done()
+		if s.isRunning() {
+			s.up.cancel()
+		}
+		s.up.interrupt()
+		s.conn.SetWriteDeadline(time.Now().Add(killGrace))
+		s.conn.SetReadDeadline(longAgo)
+	})
+	return func() {
+		s.in.onGone(nil)
+		if silent.Stop() {
+			busy.Done()
+		}
+		if stop() {
+			busy.Done()
+		}
+		busy.Wait()
 	}
 }
 

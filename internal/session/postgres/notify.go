@@ -129,8 +129,8 @@ func (s *session) notification(body []byte) error {
 		}
 	}
 	switch {
-	case s.pid == s.up.pg.PID():
-	case n.PID == s.up.pg.PID():
+	case s.pid == s.up.target.PID:
+	case n.PID == s.up.target.PID:
 		n.PID = s.pid
 	default:
 		n.PID = 0

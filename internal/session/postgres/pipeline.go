@@ -406,10 +406,10 @@ func (s *session) parameterStatus(body []byte) error {
 	// Nothing that is let through changes these, so whoever did found a way
 	// around the judge, who would read the next statement wrongly.
 	switch {
-	case p.Name == "search_path" && s.plain && p.Value != s.up.pg.ParameterStatus(p.Name):
+	case p.Name == "search_path" && s.plain && p.Value != s.up.target.ParameterStatuses[p.Name]:
 		s.unsettledBy = cmp.Or(s.unsettledBy, "a change of search_path")
 	case p.Name == "client_encoding" && isUTF8(p.Value): // as the client spelled it
-	case slices.Contains(ownedParameters, p.Name) && p.Value != s.up.pg.ParameterStatus(p.Name):
+	case slices.Contains(ownedParameters, p.Name) && p.Value != s.up.target.ParameterStatuses[p.Name]:
 		return lostTarget(s.unavailable("a setting that the gateway owns has changed at the target"), errors.New(p.Name))
 	}
 	if reportedParameter(p.Name) {

@@ -134,14 +134,14 @@ func TestRealTLS(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		rows := up.pg.ExecParams(t.Context(), "select current_user || ' ' || coalesce(client_dn, 'none') || ' ' || version from pg_stat_ssl where pid = pg_backend_pid()", nil, nil, nil, nil).Read()
+		rows := onTarget(t, up).ExecParams(t.Context(), "select current_user || ' ' || coalesce(client_dn, 'none') || ' ' || version from pg_stat_ssl where pid = pg_backend_pid()", nil, nil, nil, nil).Read()
 		if rows.Err != nil || len(rows.Rows) != 1 || string(rows.Rows[0][0]) != c.resource.User+" "+c.dn+" TLSv1.3" {
 			t.Errorf("%s: it is %q %v", name, rows.Rows, rows.Err)
 		}
 		if name == "the certificate" { // cancel requests go by TLS too
 			cancelled := make(chan error, 1)
 			go func() {
-				cancelled <- up.pg.ExecParams(context.Background(), "select pg_sleep(60)", nil, nil, nil, nil).Read().Err
+				cancelled <- onTarget(t, up).ExecParams(context.Background(), "select pg_sleep(60)", nil, nil, nil, nil).Read().Err
 			}()
 			eventually(t, "it is cancelled", func() bool {
 				up.cancel()
@@ -165,4 +165,14 @@ func TestRealTLS(t *testing.T) {
 	if _, err := pgconn.Connect(t.Context(), g.dsn(goodToken)); version < "16" && (err == nil || pgError(t, err).Code != sqlstateUnsupported || !strings.Contains(pgError(t, err).Hint, "16 to 18")) {
 		t.Errorf("a session: %v", err)
 	}
+}
+
+// onTarget speaks to the target by pgconn again.
+func onTarget(t *testing.T, up *upstream) *pgconn.PgConn {
+	t.Helper()
+	pg, err := pgconn.Construct(up.target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pg
 }

@@ -193,7 +193,7 @@ func (s *session) serve(ctx context.Context, start *startup) error {
 	}
 	own := uint32(0)
 	if s.plain { // whoever may ask for everything may know it, and programs compare it
-		own = s.up.pg.PID()
+		own = s.up.target.PID
 	}
 	pid, secret, release, err := s.keys.add(length, own, s.cancelByClient)
 	if err != nil {
@@ -229,7 +229,7 @@ func (s *session) greet(ctx context.Context, pid uint32, secret []byte) error {
 		"TimeZone", "integer_datetimes", "standard_conforming_strings", "default_transaction_read_only",
 		"in_hot_standby", "is_superuser", "session_authorization", "scram_iterations", "search_path",
 	} {
-		if value := s.up.pg.ParameterStatus(name); value != "" || name == "application_name" {
+		if value := s.up.target.ParameterStatuses[name]; value != "" || name == "application_name" {
 			if err := s.emit(&pgproto3.ParameterStatus{Name: name, Value: value}); err != nil {
 				return err
 			}

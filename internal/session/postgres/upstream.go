@@ -70,7 +70,7 @@ func (r Resource) searchPath() []string {
 // Reading and writing belong to the session's own goroutine; interrupt and
 // cancel may be called from any.
 type upstream struct {
-	pg     *pgconn.PgConn
+	target *pgconn.HijackedConn // what the target said of itself, and how to cancel
 	conn   net.Conn
 	r      *source
 	body   []byte
@@ -98,7 +98,14 @@ func dial(ctx context.Context, all logins, r Resource, settings map[string]strin
 		by.end()
 		return nil, fmt.Errorf("dial %s: %w", r.Access.Name, err)
 	}
-	return &upstream{login: by, pg: pg, conn: pg.Conn(), r: newSource(pg.Conn(), spare), maxRow: maxRow}, nil
+	target, err := pg.Hijack() // its buffers are ours from here on
+	if err != nil {
+		pg.Close(ctx)
+		by.end()
+		return nil, fmt.Errorf("dial %s: %w", r.Access.Name, err)
+	}
+	target.Frontend = nil
+	return &upstream{login: by, target: target, conn: target.Conn, r: newSource(target.Conn, spare), maxRow: maxRow}, nil
 }
 
 func dialBy(ctx context.Context, r Resource, by *login, settings map[string]string) (*pgconn.PgConn, error) {
@@ -189,7 +196,9 @@ func (u *upstream) cancel() {
 		defer stop()
 		// Without an answer the statement just runs on; what bounds it then is
 		// the end of the connection.
-		_ = u.pg.CancelRequest(ctx)
+		if pg, err := pgconn.Construct(u.target); err == nil {
+			_ = pg.CancelRequest(ctx)
+		}
 	})
 }
 
