@@ -1,5 +1,5 @@
 // Package localserver starts real servers on loopback for the demo and the
-// tests: PostgreSQL, Redis, Dex, Keycloak, Jaeger. Each lives in a folder of its own, is ready
+// tests: PostgreSQL, PgBouncer, Redis, Dex, Keycloak, Jaeger. Each lives in a folder of its own, is ready
 // when its Start function returns, and dies with this process. It refuses to
 // run what it cannot find, naming how to install it; nothing is downloaded here.
 package localserver
