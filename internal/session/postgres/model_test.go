@@ -29,9 +29,9 @@ import (
 type witness struct {
 	g    *gateway
 	addr string
-	lie  func(frame []byte) [][]byte // what comes in the place of a message; nil: the truth
 
 	mu     sync.Mutex
+	lie    func(frame []byte) [][]byte // what comes in the place of a message; nil: the truth
 	faults []string
 }
 
@@ -66,6 +66,20 @@ func (w *witness) fault(format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.faults = append(w.faults, fmt.Sprintf(format, args...))
+}
+
+// lies has lie take the place of what the target says; nil is the truth. A
+// connection of before may still be at work.
+func (w *witness) lies(lie func(frame []byte) [][]byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lie = lie
+}
+
+func (w *witness) lying() func(frame []byte) [][]byte {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lie
 }
 
 // told returns the faults since it was asked last.
@@ -192,8 +206,8 @@ func (w *witness) speak(target io.Reader, gateway io.Writer) {
 			return
 		}
 		frames := [][]byte{appendFrame(nil, typ, body)}
-		if open && w.lie != nil {
-			frames = w.lie(frames[0])
+		if lie := w.lying(); open && lie != nil {
+			frames = lie(frames[0])
 		}
 		open = open || typ == 'Z'
 		for _, f := range frames {
@@ -441,15 +455,15 @@ func TestModelWild(t *testing.T) {
 func wild(t testing.TB, w *witness, bystander *wire, seed uint64, ofClient bool) string {
 	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 3))
-	w.lie = nil
+	w.lies(nil)
 	if !ofClient {
 		lies := rand.New(rand.NewPCG(seed, 4))
-		w.lie = func(frame []byte) [][]byte {
+		w.lies(func(frame []byte) [][]byte {
 			if lies.IntN(6) > 0 {
 				return [][]byte{frame}
 			}
 			return bend(lies, frame)
-		}
+		})
 	}
 	c := w.watch(t)
 	defer c.conn.Close()
@@ -515,7 +529,7 @@ func FuzzModel(f *testing.F) {
 	w := newWitness(f, g)
 	bystander := g.wire(f)
 	f.Fuzz(func(t *testing.T, seed uint64, kind byte) {
-		w.lie = nil
+		w.lies(nil)
 		bystander.t = t
 		fault := ""
 		if kind%3 == 0 {
