@@ -114,15 +114,30 @@ func (w *world) For(context.Context, access.Principal, access.Resource, string) 
 func (w *world) Ask(_ context.Context, ask access.Ask) (access.Approval, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if a, ok := w.open(ask); ok {
+		return a, nil
+	}
+	a := access.Approval{ID: ask.Request.ID, Digest: access.AskDigest(ask), State: access.Pending, Ask: ask}
+	w.asked = append(w.asked, a)
+	return a, nil
+}
+
+func (w *world) Standing(_ context.Context, ask access.Ask) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, ok := w.open(ask)
+	return ok
+}
+
+// open finds the question that ask would repeat; w.mu is held.
+func (w *world) open(ask access.Ask) (access.Approval, bool) {
 	digest := access.AskDigest(ask)
 	for _, a := range w.asked {
 		if a.Digest == digest && (a.State == access.Granted || a.State == access.Pending) {
-			return a, nil
+			return a, true
 		}
 	}
-	a := access.Approval{ID: ask.Request.ID, Digest: digest, State: access.Pending, Ask: ask}
-	w.asked = append(w.asked, a)
-	return a, nil
+	return access.Approval{}, false
 }
 
 func (w *world) Wait(ctx context.Context, id string) (access.Approval, error) {
