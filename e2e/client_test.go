@@ -137,7 +137,7 @@ func TestDirectory(t *testing.T) {
 	}
 	ada := token(t, s, demo.Ada)
 	status, d := ask(ada)
-	if status != http.StatusOK || len(d.Resources) != 2 || d.Gateway != s.URL() || d.TokenEndpoint != s.URL()+"/oauth/token" || d.User != demo.Ada {
+	if status != http.StatusOK || len(d.Resources) != 3 || d.Gateway != s.URL() || d.TokenEndpoint != s.URL()+"/oauth/token" || d.User != demo.Ada {
 		t.Errorf("%d %+v", status, d)
 	}
 	if _, d := ask(exchanged(t, s, ada, "", "audience", "orders")); len(d.Resources) != 1 || d.Resources[0].Name != "orders" || d.Resources[0].Port != s.PGPort || d.Through[0].Only != "resources orders" {
@@ -182,7 +182,7 @@ func TestExecAndEnv(t *testing.T) {
 			t.Errorf("%v: %v", args, err)
 		}
 	}
-	if _, err := run("exec", "nowhere", "--", "true"); err == nil || !strings.Contains(err.Error(), "it reaches: orders, billing") {
+	if _, err := run("exec", "nowhere", "--", "true"); err == nil || !strings.Contains(err.Error(), "it reaches: suites, orders, billing") {
 		t.Errorf("an unknown resource: %v", err)
 	}
 	var set map[string]string

@@ -25,7 +25,7 @@ func TestSessionRoles(t *testing.T) {
 	}
 	owner("create role chaperone_maker login; do $$ begin execute format('alter role chaperone_maker password %L', (select rolpassword from pg_authid where rolname = 'chaperone_app')); end $$")
 	doctor := func() (string, error) {
-		out, err := exec.CommandContext(t.Context(), program, "doctor", "--grants", "--config", filepath.Join(s.Dir, "chaperone.yaml")).Output()
+		out, err := exec.CommandContext(t.Context(), program, "doctor", "--grants", "--config", filepath.Join(s.Dir, "chaperone.yaml"), "orders").Output()
 		return string(out), err
 	}
 	tok := token(t, s, demo.Ada)

@@ -21,6 +21,7 @@ const examineWithin = 30 * time.Second
 
 // A finding is the answer of doctor for one resource.
 type finding interface {
+	kind() access.Kind
 	sound() bool
 	withoutGrants()
 	write(w io.Writer, withGrants bool)
@@ -76,6 +77,9 @@ reached, 2 usage.`,
 			if err != nil {
 				return err
 			}
+			if withGrants && output == "table" && slices.ContainsFunc(found, func(d finding) bool { return d.kind() != found[0].kind() }) {
+				return fmt.Errorf("%w: --grants prints SQL, RBAC and lines for sshd_config: name a resource, or use -o json", errUsage)
+			}
 			if !withGrants {
 				for _, d := range found {
 					d.withoutGrants()
@@ -99,6 +103,8 @@ reached, 2 usage.`,
 	c.Flags().StringVarP(&output, "output", "o", "table", "table or json")
 	return c
 }
+
+func (d *diagnosis) kind() access.Kind { return access.Postgres }
 
 func (d *diagnosis) sound() bool { return d.Walled }
 

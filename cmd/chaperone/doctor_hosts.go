@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/config"
 	"chaperone.dev/chaperone/internal/record"
 	"chaperone.dev/chaperone/internal/session/ssh"
@@ -48,6 +49,8 @@ func examineHost(ctx context.Context, cfg *config.Config, res config.Resource) (
 	}
 	return found, nil
 }
+
+func (d *hostDiagnosis) kind() access.Kind { return access.SSH }
 
 func (d *hostDiagnosis) sound() bool { return d.Works }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 
+	"chaperone.dev/chaperone/internal/access"
 	"chaperone.dev/chaperone/internal/cluster"
 	"chaperone.dev/chaperone/internal/config"
 	"chaperone.dev/chaperone/internal/record"
@@ -41,6 +42,8 @@ func examineCluster(ctx context.Context, res config.Resource) (*clusterDiagnosis
 }
 
 func (d *clusterDiagnosis) sound() bool { return d.Narrow }
+
+func (d *clusterDiagnosis) kind() access.Kind { return access.Kubernetes }
 
 func (d *clusterDiagnosis) withoutGrants() { d.Manifest = "" }
 

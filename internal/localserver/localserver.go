@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -52,15 +53,25 @@ func Tool(name string) (string, error) {
 	return path, nil
 }
 
+// Ports below those that systems give to outgoing connections, one of which
+// could otherwise have a port before its server does.
+const (
+	firstPort = 10_000
+	lastPort  = 32_767
+)
+
 // FreePort returns a port that was free on loopback a moment ago. Who needs it
 // must start again when another process was faster.
 func FreePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("free port: %w", err)
+	var err error
+	for range 100 {
+		var l net.Listener
+		port := firstPort + rand.IntN(lastPort-firstPort+1)
+		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			return port, l.Close()
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, fmt.Errorf("free port: %w", err)
 }
 
 // A process is a child that is killed with this process.

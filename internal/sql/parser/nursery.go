@@ -151,7 +151,7 @@ func (n *Nursery) run(ctx context.Context, place *keptWorker) error {
 	state, waitErr := cmd.Process.Wait()
 	place.set(nil)
 	if err == nil && ctx.Err() == nil {
-		n.config.Logger.Warn("parser worker ended; another takes its place", "pid", cmd.Process.Pid, "state", state, "error", waitErr)
+		n.config.Logger.Warn("parser worker ended; another takes its place", "pid", cmd.Process.Pid, "state", state.String(), "error", waitErr)
 	}
 	return err
 }

@@ -25,6 +25,9 @@ const cpuPerStatement = 5 * time.Second
 // errWorkerSpent ends a worker whose grammar failed.
 var errWorkerSpent = errors.New("the grammar failed: this worker is spent")
 
+// errLink is the end of a connection within a request or an answer.
+var errLink = errors.New("the pool left")
+
 // Kept is the argument that makes a process the worker of a Nursery instead of
 // a pool's own.
 const Kept = "kept"
@@ -53,9 +56,10 @@ func Serve(in io.Reader, out io.Writer) error {
 }
 
 // ServeKept is the worker of a Nursery: once warm it says so on out, and then
-// serves one connection after the other from the listening socket, until one
-// ends within a frame or an answer. Then it returns, and the process is
-// to end: nothing that a pool distrusts is used again.
+// serves one connection after the other from the listening socket. How a
+// connection ends says nothing of the worker, for pools end at any moment; one
+// that a pool distrusts is ended by the nursery, and one whose grammar failed
+// ends itself.
 func ServeKept(socket int, out io.Writer) error {
 	if err := syscall.SetNonblock(socket, false); err != nil { // there is nothing else to do than to wait
 		return fmt.Errorf("the listening socket: %w", err)
@@ -78,7 +82,7 @@ func ServeKept(socket int, out io.Writer) error {
 		pool := os.NewFile(uintptr(fd), "pool")
 		err = w.serve(pool, pool)
 		_ = pool.Close()
-		if err != nil {
+		if err != nil && !errors.Is(err, errLink) {
 			return err
 		}
 	}
@@ -117,7 +121,7 @@ func readyFrame() frame {
 func (w *warmWorker) serve(in io.Reader, out io.Writer) error {
 	requests := bufio.NewReader(in)
 	if err := writeFrame(out, readyFrame()); err != nil {
-		return fmt.Errorf("report ready: %w", err)
+		return fmt.Errorf("report ready: %w: %w", errLink, err)
 	}
 	for {
 		req, err := readFrame(requests, maxMaxBytes)
@@ -125,7 +129,7 @@ func (w *warmWorker) serve(in io.Reader, out io.Writer) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("read request: %w", err)
+			return fmt.Errorf("read request: %w: %w", errLink, err)
 		}
 		if req.kind != frameParse {
 			return fmt.Errorf("read request: %w: kind %q", errFrame, req.kind)
@@ -136,7 +140,7 @@ func (w *warmWorker) serve(in io.Reader, out io.Writer) error {
 		f := answer(w.trees, string(req.payload))
 		f.id = req.id
 		if err := writeFrame(out, f); err != nil {
-			return fmt.Errorf("answer: %w", err)
+			return fmt.Errorf("answer: %w: %w", errLink, err)
 		}
 		if f.kind == frameFault {
 			return errWorkerSpent
