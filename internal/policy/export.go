@@ -66,7 +66,7 @@ func judgedPart(req access.Request, now time.Time) string {
 	}
 	if req.Action.SQL != nil {
 		sql := *req.Action.SQL
-		sql.Forward, sql.SearchPath, sql.Parameters = "", nil, nil
+		sql.Forward, sql.SearchPath, sql.Parameters, sql.Plan = "", nil, nil, ""
 		req.Action.SQL = &sql
 	}
 	if req.Action.HTTP != nil {

@@ -33,7 +33,7 @@ func awkwardRequests() []access.Request {
 	for i, text := range []string{"select 1", "yes", "2026-01-01", "a: b # c", "- x\n  y\t\n", "\x1b[2J\u2028\ufeff", "null", "0x10", "'\"", "  ", "é", ">-", "{}", "!!str x"} {
 		req := sqlRequest(access.SQL{Text: text, Command: text, Tables: []string{text}, Columns: []string{text, ""}, Statements: i + 1, Unknown: []string{text}, Locks: true})
 		if rows, bytes := int64(i), int64(i)<<40; i > 0 {
-			req.Action.SQL.EstimatedRows, req.Action.SQL.EstimatedBytes = &rows, &bytes
+			req.Action.SQL.EstimatedRows, req.Action.SQL.EstimatedBytes, req.Action.SQL.Plan = &rows, &bytes, "p"
 		}
 		req.Principal = access.Principal{Issuer: text, Subject: text, User: text, Subagent: text, Instance: text, Workflow: text, Job: text, Groups: []string{text},
 			Chain: []access.Hop{{Issuer: text, Subject: text, User: text, Actor: text, Parent: "sha256:1", ActorToken: "tok_2",
