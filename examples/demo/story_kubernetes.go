@@ -43,7 +43,7 @@ func (t *teller) kubernetes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	id, err := t.pending(ctx)
+	id, err := t.pending(ctx, "cluster")
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -197,15 +198,17 @@ func (t *teller) heldAgain(ctx context.Context, update string) error {
 		fails: true, want: []string{"ERROR", "transaction"}})
 }
 
-// pending waits for the one approval that is pending and returns its id.
-func (t *teller) pending(ctx context.Context) (id string, err error) {
+// pending waits for the one approval that is pending for a resource and returns
+// its id.
+func (t *teller) pending(ctx context.Context, resource string) (id string, err error) {
 	return id, Eventually(ctx, startWithin, func() error {
 		var all []console.ApprovalSummary
 		if err := t.list(ctx, "GRACE", "approvals list --state "+string(access.Pending), &all); err != nil {
 			return err
 		}
+		all = slices.DeleteFunc(all, func(a console.ApprovalSummary) bool { return a.Resource != resource })
 		if len(all) != 1 {
-			return fmt.Errorf("%d approvals are pending", len(all))
+			return fmt.Errorf("%d approvals for %s are pending", len(all), resource)
 		}
 		id = all[0].ID
 		return nil
@@ -222,7 +225,7 @@ func (t *teller) heldHTTP(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	id, err := t.pending(ctx)
+	id, err := t.pending(ctx, "billing")
 	if err != nil {
 		return err
 	}
@@ -240,7 +243,7 @@ func (t *teller) heldHTTP(ctx context.Context) error {
 	if err := t.tell(ctx, beat{say: "or it takes a request id and comes back later", run: async, want: []string{"202", "req_"}, not: []string{"POST /refunds"}}); err != nil {
 		return err
 	}
-	if id, err = t.pending(ctx); err != nil {
+	if id, err = t.pending(ctx, "billing"); err != nil {
 		return err
 	}
 	return t.tell(ctx,
