@@ -262,7 +262,7 @@ func (s *kubernetesBench) list(b *testing.B) {
 			b.Fatal(err)
 		}
 		defer res.Body.Close()
-		if n, err := io.Copy(io.Discard, res.Body); err != nil || n < 1<<20 {
+		if n, err := io.Copy(io.Discard, res.Body); err != nil || n < benchList/100 { // masks are short
 			b.Fatalf("%d bytes: %v", n, err)
 		}
 		return time.Since(began)
