@@ -21,7 +21,7 @@ import (
 
 // client runs the chaperone command with a cache of the test's own, and returns
 // what it wrote to stdout.
-func client(t *testing.T, s *demo.Site, cache string, env []string, args ...string) (string, error) {
+func client(t testing.TB, s *demo.Site, cache string, env []string, args ...string) (string, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), program, args...)
 	cmd.Env = append(os.Environ(), "CHAPERONE_GATEWAY="+s.URL(), "CHAPERONE_CA="+filepath.Join(s.Dir, "ca.crt"), "XDG_CACHE_HOME="+cache,

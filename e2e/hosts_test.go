@@ -57,13 +57,13 @@ type hostClient struct {
 }
 
 // hosts makes the ssh of who's subagent, as the documents say.
-func hosts(t *testing.T, s *demo.Site, who string) *hostClient {
+func hosts(t testing.TB, s *demo.Site, who string) *hostClient {
 	t.Helper()
 	return hostsWith(t, s, token(t, s, who))
 }
 
 // hostsWith makes it for a token.
-func hostsWith(t *testing.T, s *demo.Site, tok string) *hostClient {
+func hostsWith(t testing.TB, s *demo.Site, tok string) *hostClient {
 	t.Helper()
 	dir := t.TempDir()
 	c := &hostClient{dir: dir, config: filepath.Join(dir, "config"), env: append(os.Environ(), "CHAPERONE_TOKEN="+tok, "HOME="+dir, "LC_ALL=C", "GIT_CONFIG_GLOBAL=/dev/null")}
@@ -76,7 +76,7 @@ func hostsWith(t *testing.T, s *demo.Site, tok string) *hostClient {
 }
 
 // toHost makes one that goes to sshd itself: the control of every test.
-func toHost(t *testing.T, s *demo.Site) *hostClient {
+func toHost(t testing.TB, s *demo.Site) *hostClient {
 	t.Helper()
 	dir := t.TempDir()
 	c := &hostClient{dir: dir, config: filepath.Join(dir, "config"), env: append(os.Environ(), "HOME="+dir, "LC_ALL=C", "GIT_CONFIG_GLOBAL=/dev/null")}
@@ -87,7 +87,7 @@ func toHost(t *testing.T, s *demo.Site) *hostClient {
 
 // configure also makes config what ssh reads when nobody tells it: rsync, git
 // and the like start it on their own.
-func (c *hostClient) configure(t *testing.T, lines string) {
+func (c *hostClient) configure(t testing.TB, lines string) {
 	t.Helper()
 	if err := os.WriteFile(c.config, []byte(lines), 0o600); err != nil {
 		t.Fatal(err)
@@ -96,7 +96,7 @@ func (c *hostClient) configure(t *testing.T, lines string) {
 }
 
 // run runs a client and returns what it wrote, and its exit status.
-func (c *hostClient) run(t *testing.T, stdin, name string, args ...string) (stdout, stderr string, status int) {
+func (c *hostClient) run(t testing.TB, stdin, name string, args ...string) (stdout, stderr string, status int) {
 	t.Helper()
 	cmd, out, errs := c.command(t.Context(), name, args...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -125,7 +125,7 @@ func (c *hostClient) ssh(t *testing.T, args ...string) (stdout, stderr string, s
 }
 
 // free is a folder of the test's own on the host, whose files may be moved.
-func free(t *testing.T, s *demo.Site) string {
+func free(t testing.TB, s *demo.Site) string {
 	t.Helper()
 	parent := filepath.Join(s.Host.Dir, "home", "free")
 	if err := os.MkdirAll(parent, 0o755); err != nil {

@@ -163,7 +163,7 @@ func tail(text string, n int) string {
 }
 
 // token gets a fresh token of a subagent that acts for who.
-func token(t *testing.T, s *demo.Site, who string) string {
+func token(t testing.TB, s *demo.Site, who string) string {
 	t.Helper()
 	tok, err := s.Dex.Token(t.Context(), who)
 	if err != nil {
